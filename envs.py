@@ -556,19 +556,16 @@ class Coding(Task):
 
 # ================================================== sandbox ===================================================
 class _SandboxWorker:
-    """The far side: zygote (warm) > keeper (one for each program) > program (hostile; answers calls over a socket).
-
-    These processes get the source of this class and nothing else of this file: no task, test or expected value is in
-    the memory that a program can walk. It sees the Python library and a small memory disk of its own; no network, no
-    other process, no environment. What the platform refuses is left out, and named in the zygote's first message.
+    """The far side: a zygote, warm and trusted, forks hostile programs, which answer calls over a socket. All that these
+    processes get of this file is the source of this class: no task, test or expected value is in memory that a program
+    can walk. A program sees the Python library and a memory disk of its own; no network, other process or environment.
     """
 
     LIMIT = 1 << 20  # bytes of a message
     RLIMITS = {"AS": 512 << 20, "FSIZE": 8 << 20, "CPU": 20, "NOFILE": 64, "NPROC": 24, "CORE": 0, "MEMLOCK": 0}
-    MODULES = (  # what the class needs and what programs often import: a fork has them at once
+    MODULES = (  # needed here, or often imported by programs
         "ast, bisect, collections, contextlib, copy, ctypes, datetime, decimal, fractions, functools, gc, glob, hashlib,"
-        "heapq, itertools, json, math, operator, os, random, re, resource, signal, socket, statistics, string, struct,"
-        "sys, time, types, typing"
+        "heapq, itertools, json, math, operator, os, random, re, resource, signal, socket, string, struct, types, typing"
     )
 
     @staticmethod
@@ -581,8 +578,7 @@ class _SandboxWorker:
                 return kind.__name__[0] + text(value)
         for kind in (list, tuple, set, frozenset, dict):
             if isinstance(value, kind):
-                items = value.items() if kind is dict else value
-                return [kind.__name__[0], *map(_SandboxWorker.encode, items)]
+                return [kind.__name__[0], *map(_SandboxWorker.encode, value.items() if kind is dict else value)]
         raise BaseException(f"cannot pass a {type(value).__name__}")
 
     @staticmethod
@@ -595,37 +591,29 @@ class _SandboxWorker:
             return {"s": str, "i": lambda digits: int(digits, 16), "b": bytes.fromhex, "c": complex}[kind](rest)
         items = [_SandboxWorker.decode(item, depth - 1) for item in rest]
         keys = [item[0] for item in items] if kind == "d" else items if kind in "sf" else []
-        if not depth or len(keys) > 100 + len({hash(key) for key in keys}):  # many equal hashes take quadratic time
+        if depth < 0 or len(keys) > 100 + len({hash(key) for key in keys}):  # many equal hashes take quadratic time
             raise ValueError("cannot pass such a value")
         return {"l": list, "t": tuple, "s": set, "f": frozenset, "d": dict}[kind](items)
 
     @staticmethod
-    def send(sock, nonce, value):
-        body = json.dumps(_SandboxWorker.encode(value)).encode()
-        if len(body) > _SandboxWorker.LIMIT:
-            raise BaseException("cannot pass so much")
-        sock.sendall(struct.pack(">I8s", len(body), nonce) + body)
+    def send(sock, *message):
+        sock.sendall(json.dumps(_SandboxWorker.encode(message)).encode() + b"\n")
 
     @staticmethod
     def receive(sock, deadline=None):
-        """(nonce, value) of the next message; TimeoutError at the deadline (monotonic s), or another Exception."""
-        data, size = b"", 12
-        while len(data) < size:
-            if deadline:  # of the whole message: a slow drip gains no time
+        """The next message; TimeoutError at the deadline (monotonic seconds), or another Exception."""
+        data = b""
+        while not data.endswith(b"\n"):
+            if deadline:  # for the message as a whole: a slow drip gains no time
                 sock.settimeout(max(1e-6, deadline - time.monotonic()))
-            part = sock.recv(size - len(data))
-            data += part
-            if len(data) == size == 12:
-                size += struct.unpack(">I", data[:4])[0]
-            if not part or size > 12 + _SandboxWorker.LIMIT:
+            data += (part := sock.recv(1 << 16))
+            if not part or len(data) > _SandboxWorker.LIMIT:
                 raise EOFError
-        return data[4:12], _SandboxWorker.decode(json.loads(data[12:], parse_int=str))
+        return _SandboxWorker.decode(json.loads(data, parse_int=str))
 
     def attempt(self, function, *args):
-        """Whether the platform allows it."""
         with contextlib.suppress(OSError, ValueError):
             return function(*args) is not NotImplemented
-        return False
 
     def call(self, name, *args):
         """Result of a function of Linux' C library; OSError if it fails."""
@@ -634,46 +622,48 @@ class _SandboxWorker:
             raise OSError(ctypes.get_errno(), name)
         return result
 
-    def serve(self, control):
-        """Zygote: builds the cage, then forks one program after the other until the parent closes the socket or dies."""
-        self.control, self.landlock, self.pids = socket.socket(fileno=control), 0, -1
+    def serve(self):
+        """Zygote: builds the cage and tells what it lacks, then runs one program after the other until the parent ends
+        it with a byte, closes the socket, or dies."""
+        control = socket.socket(fileno=0)
         self.libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
         self.libraries = [f"{sys.base_prefix}/lib", *glob.glob("/lib*"), *glob.glob("/usr/lib*")]
-        with contextlib.suppress(OSError):
-            self.landlock = self.call("syscall", 444, None, 0, 1)  # its version
+        self.landlock = self.libc.syscall(444, None, 0, 1) if self.libc else 0  # its version
         self.attempt(Path("/proc/self/oom_score_adj").write_text, "1000")  # to be killed before the training
         self.attempt(self.call, "prctl", 36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans become its children
-        self.caged = self.attempt(self.hide) or (self.attempt(self.drop_root) and self.attempt(self.hide))
-        lacks = f"private network{', processes' * (self.landlock < 6)}{', files' * (not self.landlock)}"
-        self.control.sendall(b"+" + lacks.encode() * (not self.caged))
+        self.caged = bool(self.attempt(self.hide))
+        lacks = f"private network{', processes' * (self.landlock < 6)}{', files' * (self.landlock < 1)}"
+        control.sendall(b"+" + lacks.encode() * (not self.caged))
         children = Path(f"/proc/self/task/{os.getpid()}/children")  # not there if caged: the kernel kills them all
         gc.freeze()
-        while fds := socket.recv_fds(self.control, 1, 1)[1]:
-            self.attempt(self.call, "unshare", 0x20000000)  # CLONE_NEWPID: the child is the first process in it
+        while fds := socket.recv_fds(control, 1, 1)[1]:
+            if self.caged:
+                self.call("unshare", 0x20000000)  # CLONE_NEWPID: the child is the first process in it
             if not (program := os.fork()):
+                os.dup2(1, 0)
                 os.dup2(fds[0], 3)
                 os.closerange(4, 1024)
                 self.confine()
                 self.run(socket.socket(fileno=3))
-            self.attempt(self.call, "setns", self.pids, 0)
+            if self.caged:
+                self.call("setns", self.pids, 0)
             os.close(fds[0])
-            self.control.recv(1)
-            self.attempt(os.killpg, program, signal.SIGKILL)
-            self.attempt(os.kill, program, signal.SIGKILL)
+            control.recv(1)
             with contextlib.suppress(ChildProcessError):
                 while True:
-                    for pid in children.read_text().split() if children.exists() else []:
+                    for pid in children.read_text().split() if children.exists() else [program, -program]:
                         self.attempt(os.kill, int(pid), signal.SIGKILL)
                     os.wait()
-            self.control.sendall(b".")
+            control.sendall(b".")
 
     def hide(self):
         """Namespaces without a network or other processes, whose root holds the libraries, read-only, and no more."""
         if uid := os.geteuid():  # a user namespace: all capabilities inside, none outside, and no further one inside
-            maps = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{os.getegid()} {os.getegid()} 1"}
+            gid = os.getegid()
             self.call("unshare", 0x10000000)  # CLONE_NEWUSER
-            for name, text in maps.items():
-                Path("/proc/self", name).write_text(text)
+            Path("/proc/self/setgroups").write_text("deny")
+            Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
+            Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
             self.attempt(Path("/proc/sys/user/max_user_namespaces").write_text, "0")
         self.call("unshare", 0x60020000)  # CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWPID
         if os.fork():  # the child is the first process of its namespace: with it all programs end
@@ -687,18 +677,10 @@ class _SandboxWorker:
             os.makedirs(f"/proc{path}", exist_ok=True)
             self.call("mount", path.encode(), f"/proc{path}".encode(), None, 0x5000, None)  # MS_REC | MS_BIND
         os.mkdir("/proc/tmp")
-        flags = struct.pack("4Q", 7, 0, 0, 0)  # mount_setattr, recursive: read-only, nosuid, nodev
-        self.call("syscall", 442, -100, b"/proc", 0x8000, flags, len(flags))
+        self.call("syscall", 442, -100, b"/proc", 0x8000, struct.pack("4Q", 7, 0, 0, 0), 32)  # mount_setattr: read-only
         os.chdir("/proc")
         self.call("pivot_root", b".", b".")
         self.call("umount2", b".", 2)  # MNT_DETACH: the old root
-
-    def drop_root(self):
-        """Root becomes a user that nobody else is or, where ids are scarce, nobody. Others stay who they are."""
-        for uid in (0x70000000 + os.getpid(), 65534):
-            for change, ids in ((os.setgroups, [[]]), (os.setregid, [uid, uid]), (os.setreuid, [uid, uid])):
-                self.attempt(change, *ids)
-        self.attempt(self.call, "prctl", 4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: owns its /proc/self
 
     def confine(self):
         """The limits and locks of one program, and of all that it starts."""
@@ -707,12 +689,14 @@ class _SandboxWorker:
             self.call("unshare", 0x8020000)  # CLONE_NEWNS | CLONE_NEWIPC
             self.call("mount", b"tmpfs", b"/tmp", b"tmpfs", 6, b"size=16m,nr_inodes=4k,mode=1777")  # nosuid, nodev
         os.chdir("/tmp" if self.caged else "/")
-        self.drop_root()
+        for uid in (0x70000000 + random.getrandbits(24), 65534):  # root becomes a user that nobody else is, or nobody
+            for change, ids in ((os.setgroups, [[]]), (os.setregid, [uid, uid]), (os.setreuid, [uid, uid])):
+                self.attempt(change, *ids)
         for name, value in {**self.RLIMITS, **({} if self.caged else {"FSIZE": 0})}.items():
             self.attempt(resource.setrlimit, getattr(resource, f"RLIMIT_{name}"), (value, value))
         self.attempt(self.call, "prctl", 1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
         self.attempt(self.call, "prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-        if self.landlock:  # may read libraries and write to its disk; no TCP; no signal to others, no trace of them
+        if self.landlock > 0:  # may read libraries and write to its disk; no TCP; no signal to others, no trace of them
             rights = 0x1FFF if self.landlock < 3 else 0x7FFF
             scope = struct.pack("3Q", rights, 3 * (self.landlock > 3), 3 * (self.landlock > 5))
             rules = self.call("syscall", 444, scope, len(scope), 0)
@@ -723,8 +707,8 @@ class _SandboxWorker:
         self.attempt(self.call, "capset", (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
 
     def run(self, sock):
-        """Program: the first request, [source, entry point], loads it; each later one is a call.
-        An answer is [builtin classes of the exception (none: no exception), value or message]."""
+        """Program: the first message loads it, each other one is a call. The answer: builtin classes of the exception
+        (none: no exception), value or message."""
         module = sys.modules["program"] = types.ModuleType("program")
 
         def step(source, entry):
@@ -735,12 +719,12 @@ class _SandboxWorker:
             step = getattr(module, entry)
 
         while True:
-            nonce, (args, kwargs) = self.receive(sock)
+            nonce, args, kwargs = self.receive(sock)
             try:
-                self.send(sock, nonce, [[], step(*args, **kwargs)])
+                self.send(sock, nonce, [], step(*args, **kwargs))
             except BaseException as error:
-                kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"][:-1]
-                self.send(sock, nonce, [kinds, str(error)[:500]])
+                kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
+                self.send(sock, nonce, kinds, str(error)[:500])
 
 
 class _SandboxFailure(BaseException):
@@ -748,88 +732,44 @@ class _SandboxFailure(BaseException):
 
 
 class _Sandbox:
-    """A warm worker and the program in it: what `candidate` is in the tests. Starts anew after a hang or a crash."""
+    """A zygote and a program of it: what `candidate` is in the tests. Starts anew after a hang or a crash."""
 
     pool = queue.LifoQueue()  # one for each core; a thread takes one for a program
-    control = owner = None  # socket to the zygote, which ends with its owner, however that ends
+    warn = staticmethod(functools.cache(logging.getLogger("envs").warning))
+    control = None  # socket to the zygote, which ends with this process in whatever way that ends
 
     def open(self, source, entry, call_seconds, seconds):
         self.load, self.call_seconds, self.end = (source, entry), call_seconds, time.monotonic() + seconds
-        self.sock = self.got = None  # got: the last answer, in a tuple
+        self.starts, self.sock, self.sandbox_error = 0, None, False
         self.fault = self.broken = ""  # why a call of this test had no answer; why no further call can have one
-        self.starts = 0
         return self
 
-    def __call__(self, *args, **kwargs):
-        self.got = None
-        if not self.sock and not self.broken:
-            self.start()
-        if self.broken:
-            self.fail(self.broken)
-        self.got = (self.ask(args, kwargs),)
-        return self.got[0]
-
     def start(self):
-        """The program in a fresh process of the zygote, or of a new zygote; sets `broken` if it cannot be."""
+        """A new process that has loaded the program; sets `broken` if there cannot be one."""
         self.starts += 1
         try:
             if self.control is None or self.owner != os.getpid() or self.process.poll() is not None:
-                source = f"import sys\ndel sys.path[0]\nimport {_SandboxWorker.MODULES}\nfrom pathlib import Path\n"
-                source += f"{inspect.getsource(_SandboxWorker)}\n_SandboxWorker().serve(int(sys.argv[1]))"
-                control, theirs = socket.socketpair()
-                with theirs:
-                    self.process = subprocess.Popen(
-                        [sys.executable, "-S", "-B", "-c", source, str(theirs.fileno())],
-                        **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL),
-                        env={"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "2"},
-                        **{"pass_fds": [theirs.fileno()], "start_new_session": True, "cwd": "/"},
-                    )
-                control.settimeout(30)
-                if lacks := control.recv(4096)[1:].decode():
-                    _sandbox_warn(lacks)
-                self.control, self.owner = control, os.getpid()
+                self.spawn()
             self.sock, theirs = socket.socketpair()
             with theirs:
                 socket.send_fds(self.control, [b"+"], [theirs.fileno()])
-        except (OSError, subprocess.SubprocessError) as error:
-            self.control = self.sock = None
-            self.broken = f"sandbox: {error}"
-            return
-        try:
             self.ask(self.load, {})
         except (Exception, _SandboxFailure) as error:
-            self.broken = self.broken or _sandbox_line(error)
+            self.broken = _sandbox_line(error)
+            self.sandbox_error |= self.control is None
 
-    def ask(self, args, kwargs):
-        """The program's answer to a request; its exception, or _SandboxFailure, is raised."""
-        nonce = os.urandom(8)  # what was sent before the question is no answer to it
-        deadline = min(self.end, time.monotonic() + self.call_seconds)
-        try:
-            self.sock.settimeout(self.call_seconds)
-            _SandboxWorker.send(self.sock, nonce, [args, kwargs])
-            echo, (kinds, value) = _SandboxWorker.receive(self.sock, deadline)
-            kinds = [getattr(builtins, kind) for kind in kinds if not re.match("Stop|Unicode.+Error|.*Group", kind)]
-            if echo != nonce or not all(issubclass(kind, BaseException) for kind in kinds):
-                raise ValueError("no answer")
-        except TimeoutError:
-            self.fail("timeout")
-        except (OSError, EOFError):
-            self.fail("crash")
-        except Exception as error:
-            self.fail(_sandbox_line(error))
-        if kinds and not issubclass(kinds[0], Exception):
-            self.fail(f"{kinds[0].__name__}: {value}")
-        if kinds:  # the nearest builtin class that takes a message; not StopIteration, which would end a test's loop
-            raise kinds[0](value)
-        return value
-
-    def fail(self, text):
-        """No answer: the program is ended; if it may not start again, no further call has one."""
-        self.stop()
-        self.fault = text
-        if self.starts > 3 or time.monotonic() > self.end:
-            self.broken = self.broken or text
-        raise _SandboxFailure(text) from None
+    def spawn(self):
+        source = f"import sys\ndel sys.path[0]\nimport time, {_SandboxWorker.MODULES}\nfrom pathlib import Path\n"
+        source += f"{inspect.getsource(_SandboxWorker)}\n_SandboxWorker().serve()"
+        self.control, (control, theirs) = None, socket.socketpair()
+        with theirs:
+            streams = {"stdin": theirs, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            command, env = [sys.executable, "-S", "-B", "-c", source], {"LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
+            self.process = subprocess.Popen(command, env=env, cwd="/", start_new_session=True, **streams)
+        control.settimeout(30)
+        if lacks := control.recv(4096)[1:].decode():
+            self.warn("sandbox: this platform refuses to model-written code: %s", lacks)
+        self.control, self.owner = control, os.getpid()
 
     def stop(self):
         """Ends the program with all that it started; returns when nothing of it is left."""
@@ -839,19 +779,44 @@ class _Sandbox:
             with contextlib.suppress(OSError):
                 control.sendall(b"-")
                 self.control = control if control.recv(1) else None
-            if self.control is None:
-                self.broken = "sandbox: the worker is gone"
+            self.sandbox_error |= self.control is None
+
+    def __call__(self, *args, **kwargs):
+        self.got = None
+        if not self.sock and not self.broken:
+            self.start()
+        if self.broken:
+            self.fault = self.broken
+            raise _SandboxFailure(self.fault)
+        self.got = (self.ask(args, kwargs),)
+        return self.got[0]
+
+    def ask(self, args, kwargs):
+        """The program's answer to a request; its exception, or _SandboxFailure, is raised."""
+        nonce = os.urandom(8)  # what was sent before the question is no answer to it
+        deadline = min(self.end, time.monotonic() + self.call_seconds)
+        try:
+            self.sock.settimeout(self.call_seconds)
+            _SandboxWorker.send(self.sock, nonce, args, kwargs)
+            echo, kinds, value = _SandboxWorker.receive(self.sock, deadline)
+            # the nearest builtin class that takes one message; StopIteration would end a test's loop
+            kinds = [getattr(builtins, kind) for kind in kinds if not re.match("Stop|Unicode.+Error|.*Group", kind)]
+            if echo != nonce or (kinds and not issubclass(kinds[0], Exception)):
+                raise _SandboxFailure(f"{kinds[0].__name__}: {value}" if kinds else "crash")
+        except (Exception, _SandboxFailure) as error:
+            self.stop()
+            crash = "crash" if isinstance(error, (OSError, EOFError)) else _sandbox_line(error)
+            self.fault = "timeout" if isinstance(error, TimeoutError) else crash
+            if self.starts > 3 or time.monotonic() > self.end:
+                self.broken = self.fault
+            raise _SandboxFailure(self.fault) from None
+        if kinds:
+            raise kinds[0](value)
+        return value
 
 
-for _ in getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0):
+for _core in getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0):
     _Sandbox.pool.put(_Sandbox())
-
-
-@functools.lru_cache(1)
-def _sandbox_warn(lacks):
-    logging.getLogger("envs").warning(
-        "sandbox: model-written code runs without %s here: refused by the platform", lacks
-    )
 
 
 def _sandbox_line(error):
@@ -863,24 +828,21 @@ def _sandbox_line(error):
 @functools.lru_cache(4096)
 def _sandbox_plan(prompt, entry, test):
     """(source before the stub, name of `candidate`, module-level steps, steps of `check`) of a problem; ValueError.
-    A step = (code, the names that it sets, its source if it is a test, else "")."""
+    A step = (code, its source if it is a test, else "")."""
 
-    def step(node, is_test=False):
+    def step(node, tests=()):
         code = compile(ast.Module([node], []), "<test>", "exec", dont_inherit=True, optimize=0)
-        names = [op.argval for op in dis.get_instructions(code) if op.opname == "STORE_NAME"]
-        return code, names, ast.unparse(node) if is_test else ""
-
-    def is_test(node):
-        return not hasattr(node, "name") and any(isinstance(part, ast.Assert) for part in ast.walk(node))
+        return code, ast.unparse(node) if node in tests else ""
 
     found = re.search(rf"^def\s+{entry}\b", prompt, re.MULTILINE)
     head = prompt[: found.start()] if found else ""
     around = ast.parse(head).body + ast.parse(test).body
     *_, check = [node for node in around if getattr(node, "name", "") == "check"]
     body = list(itertools.takewhile(lambda node: not isinstance(node, ast.Return), check.body))
-    tests = [node for node in body if is_test(node)] or body[-1:]  # at least one
-    steps = [step(node, node in tests) for node in body]
-    return head, check.args.args[0].arg, [step(node) for node in around if node is not check], steps
+    blocks = [node for node in body if not hasattr(node, "name")]  # neither functions nor classes
+    tests = [node for node in blocks if any(isinstance(part, ast.Assert) for part in ast.walk(node))] or body[-1:]
+    around = [step(node) for node in around if node is not check]
+    return head, check.args.args[0].arg, around, [step(node, tests) for node in body]
 
 
 def run_tests(problem, aux, main, call_seconds=2.0, seconds=10.0):
@@ -897,19 +859,18 @@ def run_tests(problem, aux, main, call_seconds=2.0, seconds=10.0):
     dice = random.Random(0)  # is `random` in the tests: their verdict neither moves the global state nor depends on it
     dice.Random = random.Random
     box = _Sandbox.pool.get().open(f"{head}\n{aux}\n{main}\n", entry, call_seconds, seconds)
-    begin = time.monotonic()
-    space = {"__import__": lambda name, *rest: dice if name == "random" else __import__(name, *rest)}
-    space = {"__name__": "tests", "__builtins__": {**vars(builtins), **space}, entry: box}
+    begin, trusted = time.monotonic(), dict(vars(builtins))
+    trusted["__import__"] = lambda name, *rest: dice if name == "random" else __import__(name, *rest)
 
-    def failure(code, names, space):
+    def failure(code, space):
         box.fault, box.got = "", None
         try:
             exec(code, space)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            for name in names:  # so that no later test takes an older value for this one's
-                space.pop(name, None)
+            for name in (op.argval for op in dis.get_instructions(code) if op.opname == "STORE_NAME"):
+                space.pop(name, None)  # so that no later test takes an older value for this one's
             if isinstance(error, AssertionError) and box.got:
                 with contextlib.suppress(ValueError):  # an int too long to print
                     error = AssertionError(f"got {box.got[0]!r}")
@@ -917,23 +878,19 @@ def run_tests(problem, aux, main, call_seconds=2.0, seconds=10.0):
         return box.fault  # even if the test caught it
 
     try:
-        for code, names, _ in around:
-            failure(code, names, space)
+        space = {"__name__": "tests", "__builtins__": trusted, entry: box}
+        for code, _ in around:
+            failure(code, space)
         space = {**space, candidate: box}  # so that names of check are not names of the helpers
-        results = [(source, failure(code, names, space)) for code, names, source in steps]
+        results = [(source, failure(code, space)) for code, source in steps]
     finally:
         box.stop()
         box.pool.put(box)
     results = [(source, error) for source, error in results if source]
     failures = [(source, error) for source, error in results if error]
-    return {
-        "passed": len(results) - len(failures),
-        "total": len(results),
-        "error": failures[0][1] if failures else "",
-        "failures": failures,
-        "seconds": time.monotonic() - begin,
-        "sandbox_error": box.broken.startswith("sandbox: "),
-    }
+    verdict = {"passed": len(results) - len(failures), "total": len(results), "failures": failures}
+    verdict["error"] = failures[0][1] if failures else ""
+    return {**verdict, "seconds": time.monotonic() - begin, "sandbox_error": box.sandbox_error}
 
 
 # ================================================= all tasks ==================================================

@@ -217,7 +217,8 @@ def save(out, model, tokenizer, facts):
     """Write beside, then move into place, so that a reader never sees half a file."""
     temp = out / ".new"
     shutil.rmtree(temp, ignore_errors=True)
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = tokenizer.eos_token_id, None
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(temp)
     tokenizer.save_pretrained(temp)
     (temp / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
