@@ -556,16 +556,16 @@ class Coding(Task):
 
 # ================================================== sandbox ===================================================
 class _SandboxWorker:
-    """The far side: a zygote, warm and trusted, forks hostile programs, which answer calls over a socket. All that these
-    processes get of this file is the source of this class: no task, test or expected value is in memory that a program
-    can walk. A program sees the Python library and a memory disk of its own; no network, other process or environment.
-    """
+    """The far side: a zygote, warm and trusted, forks hostile programs, which answer calls over a socket. They get the
+    source of this class and nothing else of this file: no task, test or expected value is in memory that they can walk.
+    A program sees the Python library and a memory disk of its own; no network, no other process, no environment."""
 
     LIMIT = 1 << 20  # bytes of a message
-    RLIMITS = {"AS": 512 << 20, "FSIZE": 8 << 20, "CPU": 20, "NOFILE": 64, "NPROC": 24, "CORE": 0, "MEMLOCK": 0}
-    MODULES = (  # needed here, or often imported by programs
-        "ast, bisect, collections, contextlib, copy, ctypes, datetime, decimal, fractions, functools, gc, glob, hashlib,"
-        "heapq, itertools, json, math, operator, os, random, re, resource, signal, socket, string, struct, types, typing"
+    RLIMITS = (("AS", 512 << 20), ("CPU", 20), ("NOFILE", 64), ("NPROC", 24), ("CORE", 0), ("MEMLOCK", 0))
+    MODULES = (  # needed here, or often by programs, which then have them at once
+        "ast, bisect, collections, contextlib, copy, ctypes, datetime, decimal, fractions, functools, gc, glob,"
+        "hashlib, heapq, itertools, json, math, operator, os, random, re, resource, signal, socket, statistics, string,"
+        "struct, sys, time, types, typing"
     )
 
     @staticmethod
@@ -623,8 +623,7 @@ class _SandboxWorker:
         return result
 
     def serve(self):
-        """Zygote: builds the cage and tells what it lacks, then runs one program after the other until the parent ends
-        it with a byte, closes the socket, or dies."""
+        """Zygote: builds the cage, then runs one program after the other until the parent closes the socket or dies."""
         control = socket.socket(fileno=0)
         self.libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
         self.libraries = [f"{sys.base_prefix}/lib", *glob.glob("/lib*"), *glob.glob("/usr/lib*")]
@@ -651,7 +650,7 @@ class _SandboxWorker:
             control.recv(1)
             with contextlib.suppress(ChildProcessError):
                 while True:
-                    for pid in children.read_text().split() if children.exists() else [program, -program]:
+                    for pid in (-program, *(children.read_text().split() if children.exists() else [program])):
                         self.attempt(os.kill, int(pid), signal.SIGKILL)
                     os.wait()
             control.sendall(b".")
@@ -659,11 +658,10 @@ class _SandboxWorker:
     def hide(self):
         """Namespaces without a network or other processes, whose root holds the libraries, read-only, and no more."""
         if uid := os.geteuid():  # a user namespace: all capabilities inside, none outside, and no further one inside
-            gid = os.getegid()
+            maps = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{os.getegid()} {os.getegid()} 1"}
             self.call("unshare", 0x10000000)  # CLONE_NEWUSER
-            Path("/proc/self/setgroups").write_text("deny")
-            Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
-            Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+            for name, text in maps.items():
+                Path("/proc/self", name).write_text(text)
             self.attempt(Path("/proc/sys/user/max_user_namespaces").write_text, "0")
         self.call("unshare", 0x60020000)  # CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWPID
         if os.fork():  # the child is the first process of its namespace: with it all programs end
@@ -692,7 +690,7 @@ class _SandboxWorker:
         for uid in (0x70000000 + random.getrandbits(24), 65534):  # root becomes a user that nobody else is, or nobody
             for change, ids in ((os.setgroups, [[]]), (os.setregid, [uid, uid]), (os.setreuid, [uid, uid])):
                 self.attempt(change, *ids)
-        for name, value in {**self.RLIMITS, **({} if self.caged else {"FSIZE": 0})}.items():
+        for name, value in (*self.RLIMITS, ("FSIZE", 8 << 20 if self.caged else 0)):
             self.attempt(resource.setrlimit, getattr(resource, f"RLIMIT_{name}"), (value, value))
         self.attempt(self.call, "prctl", 1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
         self.attempt(self.call, "prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
@@ -759,7 +757,7 @@ class _Sandbox:
             self.sandbox_error |= self.control is None
 
     def spawn(self):
-        source = f"import sys\ndel sys.path[0]\nimport time, {_SandboxWorker.MODULES}\nfrom pathlib import Path\n"
+        source = f"import sys\ndel sys.path[0]\nimport {_SandboxWorker.MODULES}\nfrom pathlib import Path\n"
         source += f"{inspect.getsource(_SandboxWorker)}\n_SandboxWorker().serve()"
         self.control, (control, theirs) = None, socket.socketpair()
         with theirs:

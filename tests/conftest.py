@@ -12,7 +12,6 @@ import transformers  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 
 transformers.utils.logging.disable_progress_bar()
-torch.set_num_threads(2)
 
 
 @pytest.fixture(autouse=True)

