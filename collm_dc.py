@@ -7,7 +7,7 @@ Not as in the paper: an episode is one growing token sequence per agent (one for
 and actions are sampled from the very distribution that is trained. The defaults suit models/tiny on two CPU cores.
 
 CPU:      python collm_dc.py --task coding --seed 1
-one GPU:  python collm_dc.py --model Qwen/Qwen2.5-Coder-3B-Instruct --actor-lr 5e-6 --critic-lr 5e-6 --dtype bfloat16
+one GPU:  python collm_dc.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct --actor-lr 5e-6 --critic-lr 5e-6 --dtype bfloat16
 """
 # Shapes: B episodes (K of each item in MC), N agents, T turns, S tokens of a sequence, R tokens of a response,
 # V vocabulary, D width, b rows of a microbatch, n response tokens in it, k rows that are still being decoded.
@@ -78,7 +78,7 @@ class Args:
     eval_every: int = 10
     """iterations between evaluations on held-out items; 0: only at the start and the end"""
     eval_episodes: int = 256
-    """episodes of an evaluation"""
+    """episodes of an evaluation, at most eval_samples of each held-out item"""
     eval_samples: int = 4
     """episodes of each held-out item in an evaluation, for pass@k"""
     save_every: int = 25
@@ -109,6 +109,12 @@ def load_model(auto_class, name: str, args: Args, device: torch.device):
     return model, tokenizer
 
 
+def max_length(model) -> float:
+    """Tokens that a model reads as a whole: its positions or, because a window does not skip holes, its window."""
+    config = model.config.get_text_config()
+    return min(getattr(config, name, None) or float("inf") for name in ("max_position_embeddings", "sliding_window"))
+
+
 class Agent(nn.Module):
     """One policy pi_i: a causal LM, its tokenizer, its optimizer, and how its chat frames the turns of an episode."""
 
@@ -116,7 +122,8 @@ class Agent(nn.Module):
         super().__init__()
         self.model, self.tokenizer = load_model(AutoModelForCausalLM, name, args, device)
         self.optimizer = torch.optim.AdamW(self.parameters(), lr=args.actor_lr, weight_decay=0.0, fused=True)
-        eos = self.model.generation_config.eos_token_id
+        config = self.model.generation_config
+        config.do_sample, eos = True, config.eos_token_id  # it samples, and greedy settings beside a temperature fail
         self.eos = {*(eos if isinstance(eos, list) else [eos]), self.tokenizer.eos_token_id} - {None}
         # What stands around the user's text in the first and in later turns; plain text if there is no chat template
         self.first, self.later = ("", "\n"), ("\n", "\n")
@@ -131,8 +138,7 @@ class Agent(nn.Module):
         before, after = self.later if history else self.first
         bos = not history and not self.tokenizer.chat_template  # a template writes its own
         tokens = self.tokenizer(before + observation + after, add_special_tokens=bos)["input_ids"]
-        ended = history and {history[-1], tokens[0]} <= self.eos  # the agent ended its reply itself: no second EOS
-        return tokens[1:] if ended else tokens
+        return tokens[1:] if history and {history[-1], tokens[0]} <= self.eos else tokens  # its reply has an EOS
 
 
 class Critic(nn.Module):
@@ -147,26 +153,25 @@ class Critic(nn.Module):
         self.reads, self.critic_type = reads, args.critic_type
 
     def encode(self, episode: "Episode") -> tuple[list[int], list[int]]:
-        """The tokens that the critic reads of an episode and, for each turn t, the index in them where V(h_t) is read.
-
-        Append-only: block 0 is all o_0, block t is all (a_{t-1}, o_t); for Q(h_t, a_t), block t is all (o_t, a_t).
-        """
+        """Tokens that the critic reads of an episode and, for each turn t, the index in them where V(h_t) is read:
+        append-only, block 0 is all o_0, block t is all (a_{t-1}, o_t). For Q(h_t, a_t), block t is all (o_t, a_t)."""
         tokens, ends = [], []
         for t in range(len(episode.rewards)):
             turn = slice(max(0, 2 * t - 1), 2 * t + 1) if self.critic_type == "v" else slice(2 * t, 2 * t + 2)
             block = "\n\n".join("\n".join([f"[Agent {i}]", *episode.texts[i][turn]]) for i in self.reads)
             tokens += self.tokenizer("\n\n" * (t > 0) + block, add_special_tokens=t == 0)["input_ids"]
             ends.append(len(tokens) - 1)
+        if len(tokens) > max_length(self.body):
+            raise envs.UserError(f"critic of agents {self.reads}: a history of {len(tokens)} tokens is too long for it")
         return tokens, ends
 
     def forward(self, tokens: list[list[int]], ends: list[list[int]], num_turns: int) -> torch.Tensor:
         """V of b sequences at the indices `ends`, from one forward: (T, b); at dead turns it means nothing."""
-        device = self.body.device
-        ids = pad_sequence([torch.tensor(x) for x in tokens], batch_first=True).to(device)  # (b, S)
-        at = torch.tensor([x + [0] * (num_turns - len(x)) for x in ends], device=device).T  # (T, b)
+        ids = pad_sequence([torch.tensor(x) for x in tokens], batch_first=True).to(self.body.device)  # (b, S)
+        at = torch.tensor([x + [0] * (num_turns - len(x)) for x in ends], device=ids.device).T  # (T, b)
         # Padded on the right, so that causal attention alone keeps the padding out: no mask
         hidden = self.body(input_ids=ids, use_cache=False).last_hidden_state  # (b, S, D)
-        hidden = hidden[torch.arange(len(tokens), device=device), at]  # (T, b, D)
+        hidden = hidden[torch.arange(len(ids), device=ids.device), at]  # (T, b, D)
         return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)  # (T, b)
 
 
@@ -218,9 +223,7 @@ class RowsCache(Cache):
 @torch.inference_mode()
 def generate(agent, prompts, cache, max_new_tokens: int, temperature: float, generator) -> list[list[int]]:
     """Sample a response to each prompt, its EOS included; the cache then holds all but the last token of each.
-
-    prompts: for each row of the cache (any number if it is empty) the tokens that are not in it yet.
-    """
+    prompts: for each row of the cache (any number if it is empty) the tokens that are not in it yet."""
     tensor = {"dtype": torch.long, "device": agent.model.device}
     unique = prompts if cache.mask is not None else list(dict.fromkeys(map(tuple, prompts)))
     longest = max(map(len, unique))
@@ -259,14 +262,11 @@ def generate(agent, prompts, cache, max_new_tokens: int, temperature: float, gen
 
 # =================================================== logprobs ===================================================
 def logprobs(agent, tokens, turns, num_turns: int, temperature: float) -> torch.Tensor:
-    """log pi(a_t | h_t) of all turns of b episodes, from one forward: (T, b), 0 where an episode has no turn t.
-
-    Of a response it is the sum over its tokens, the EOS that ends it included, at the temperature of the sampling.
-    tokens: b histories; turns: for each of their tokens the turn of the response it belongs to, or -1.
-    """
-    device = agent.model.device
-    ids = pad_sequence([torch.tensor(x) for x in tokens], batch_first=True).to(device)  # (b, S), padded on the right
-    turns = pad_sequence([torch.tensor(x) for x in turns], batch_first=True, padding_value=-1).to(device)  # (b, S)
+    """log pi(a_t | h_t) of all turns of b episodes, from one forward: (T, b), 0 where an episode has no turn t. Of a
+    response it is the sum over its tokens, the EOS that ends it included, at the temperature of the sampling.
+    tokens: b histories; turns: for each of their tokens the turn of the response it belongs to, or -1."""
+    ids = pad_sequence([torch.tensor(x) for x in tokens], batch_first=True).to(agent.model.device)  # (b, S)
+    turns = pad_sequence([torch.tensor(x) for x in turns], batch_first=True, padding_value=-1).to(ids.device)  # (b, S)
     actions, turns = ids.roll(-1, 1), turns.roll(-1, 1)  # (b, S), of the next token; no history starts with a response
     acts = turns >= 0  # (b, S)
     # Causal attention alone keeps the padding out: no mask. A boolean logits_to_keep: logits exist at acts only
@@ -278,7 +278,7 @@ def logprobs(agent, tokens, turns, num_turns: int, temperature: float) -> torch.
 # ==================================================== rollout ====================================================
 @dataclass
 class Episode:
-    """One episode. Its lists grow turn by turn; nothing in them is ever rewritten."""
+    """One episode. It only grows, turn by turn; nothing in it is ever rewritten."""
 
     item: dict
     tokens: list[list[int]]  # [agent] h_i and its last response: the very ids that were read and sampled
@@ -299,8 +299,8 @@ def rollout(task: envs.Task, items: list[dict], agents: list[Agent], args: Args,
         for i, agent in enumerate(agents):
             frames = [agent.frame(o[i], e.tokens[i]) for e, o in zip(going, observations, strict=True)]
             prompts = [e.tokens[i][-1:] + x for e, x in zip(going, frames, strict=True)]  # the last is not cached yet
-            longest = max(len(e.tokens[i]) + len(x) for e, x in zip(going, frames, strict=True)) + limit
-            if longest > (getattr(agent.model.config, "max_position_embeddings", None) or longest):
+            longest = (0 if caches[i].mask is None else caches[i].mask.shape[1]) + max(map(len, prompts)) + limit
+            if longest > max_length(agent.model):
                 raise envs.UserError(f"agent {i}: a history of {longest} tokens is longer than its model reads")
             responses = generate(agent, prompts, caches[i], limit, args.temperature, generator)
             for e, o, frame, response in zip(going, observations, frames, responses, strict=True):
@@ -310,8 +310,7 @@ def rollout(task: envs.Task, items: list[dict], agents: list[Agent], args: Args,
         actions = [[texts[-1] for texts in e.texts] for e in going]  # [episode][agent]
         scores = envs.score_batch(task, [e.item for e in going], actions)
         for e, (reward, info) in zip(going, scores, strict=True):
-            e.rewards.append(reward + shift)
-            e.infos.append(info)
+            e.rewards, e.infos = [*e.rewards, reward + shift], [*e.infos, info]
         keep = [k for k, (reward, _) in enumerate(scores) if reward < task.success]
         if turn + 1 == task.num_turns or not keep:
             break
@@ -369,9 +368,9 @@ def update(episodes, agents, critics, num_turns: int, args: Args, rng: np.random
                 values[:, torch.tensor(rows)[:, None], critic.reads] = old.unsqueeze(-1)
             optimize(f"critic of agents {critic.reads}", critic, args.max_grad_norm)
         # Advantages of every agent, (T, B, N)
-        td_errors = gae(rewards.unsqueeze(-1), values, live.unsqueeze(-1), args.gamma, args.gae_lambda)
+        errors = gae(rewards.unsqueeze(-1), values, live.unsqueeze(-1), args.gamma, args.gae_lambda)
         returns = gae(rewards.unsqueeze(-1), torch.zeros_like(values), live.unsqueeze(-1), args.gamma, 1.0)
-        advantages = td_errors if args.critic_type == "v" else values * live.unsqueeze(-1)
+        advantages = errors if args.critic_type == "v" else values * live.unsqueeze(-1)
         if args.norm_adv:
             advantages = (advantages - advantages[live].mean(0)) / (advantages[live].std(0, correction=0) + 1e-8)
         # Agents: one forward gives log pi of all turns
@@ -386,15 +385,15 @@ def update(episodes, agents, critics, num_turns: int, args: Args, rng: np.random
                 logps[:, rows, i] = logp.detach()
             norms.append(optimize(f"agent {i}", agent, args.max_grad_norm))
         num_tokens = logps.new_tensor([sum(t >= 0 for e in mb for t in e.turns[i]) for i in range(len(agents))])  # (N,)
-        ends = [[e.tokens[i][-1] in agent.eos for e in mb] for i, agent in enumerate(agents)]  # [agent][episode]
+        ended = [[e.tokens[i][-1] in agent.eos for e in mb] for i, agent in enumerate(agents)]  # [agent][episode]
         metrics.append({
             "losses/policy_loss": -(logps * advantages).sum((0, 1)) / live.sum(),
-            "losses/value_loss": (td_errors**2)[live].mean(0),
+            "losses/value_loss": (errors**2)[live].mean(0),
             "losses/explained_variance": 1 - (returns - values)[live].var(0) / returns[live].var(0),
             "losses/entropy": -logps.sum((0, 1)) / num_tokens,  # of a token, estimated from the samples
             "losses/grad_norm": torch.stack(norms),
             "charts/response_length": num_tokens / live.sum(),
-            "charts/eos_rate": logps.new_tensor(ends).mean(1),  # of last responses
+            "charts/eos_rate": logps.new_tensor(ended).mean(1),  # of last responses
         })  # fmt: skip
     return {name: torch.stack([x[name] for x in metrics]).mean(0).tolist() for name in metrics[0]}
 
@@ -406,22 +405,22 @@ def evaluate(task: envs.Task, agents: list[Agent], args: Args, device) -> tuple[
     items = [x for x in task.eval[: args.eval_episodes // args.eval_samples] for _ in range(args.eval_samples)]
     batches = [items[k : k + args.num_envs] for k in range(0, len(items), args.num_envs)]
     episodes = [e for batch in batches for e in rollout(task, batch, agents, args, generator)]
-    metrics = task.summarize([e.infos for e in episodes], args.eval_samples)
-    metrics["episodic_return"] = sum(sum(e.rewards) for e in episodes) / len(episodes)
+    metrics = {"episodic_return": sum(sum(e.rewards) for e in episodes) / len(episodes)}
+    metrics |= task.summarize([e.infos for e in episodes], args.eval_samples)
     return {f"eval/{name}": value for name, value in metrics.items()}, episodes
 
 
 # ================================================== checkpoint ==================================================
 def save(run_dir: Path, agents: list[Agent], models: list[nn.Module], counters: dict[str, int]) -> None:
-    """Write checkpoint_{iteration}.pt aside and rename it, keep the last two; export the agents to agent_{i}/."""
+    """Export the agents to agent_{i}/, then write checkpoint_{iteration}.pt aside and rename it; keep the last two."""
+    for i, agent in enumerate(agents):
+        agent.model.save_pretrained(run_dir / f"agent_{i}")
+        agent.tokenizer.save_pretrained(run_dir / f"agent_{i}")
     state = {**counters, "models": [(x.state_dict(), x.optimizer.state_dict()) for x in models]}
     torch.save(state, run_dir / "checkpoint.tmp")
     (run_dir / "checkpoint.tmp").replace(run_dir / f"checkpoint_{counters['iteration']:06d}.pt")
     for old in sorted(run_dir.glob("checkpoint_*.pt"))[:-2]:
         old.unlink()
-    for i, agent in enumerate(agents):
-        agent.model.save_pretrained(run_dir / f"agent_{i}")
-        agent.tokenizer.save_pretrained(run_dir / f"agent_{i}")
 
 
 def load(run_dir: Path, models: list[nn.Module], device: torch.device) -> tuple[int, int]:
@@ -438,7 +437,6 @@ def main(args: Args) -> None:
     """Train, evaluate and save one team."""
     task = envs.make(args.task, args.num_agents, args.num_turns, args.dataset)
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device)
-    torch.backends.cuda.matmul.allow_tf32 = True
     torch.manual_seed(args.seed)
     names = args.model * args.num_agents if len(args.model) == 1 else args.model
     agents = [Agent(name, args, device) for name in names]
@@ -450,11 +448,11 @@ def main(args: Args) -> None:
     iteration, global_step = load(run_dir, models, device) if args.resume else (0, 0)
     writer = envs.open_run(run_dir, args, global_step)
     generator, start_time, start_step = torch.Generator(device), time.time(), global_step
-    scalars, new = {}, not args.resume  # new: this step is not evaluated and saved yet
+    scalars, fresh = {}, not args.resume  # fresh: this step is not evaluated and saved yet
     bar = tqdm(total=args.total_env_steps, initial=global_step, unit="step")
     while True:
         done = global_step >= args.total_env_steps
-        if new and (done or iteration % (args.eval_every or 10**9) == 0):
+        if fresh and (done or iteration % (args.eval_every or 10**9) == 0):
             metrics, episodes = evaluate(task, agents, args, device)
             for k, e in enumerate(episodes[:: args.eval_samples][:4]):
                 writer.add_text(f"episodes/{k}", envs.transcript(task, e.item, e.texts, e.rewards), global_step)
@@ -463,7 +461,7 @@ def main(args: Args) -> None:
             scalars |= metrics
         for name, value in scalars.items():
             writer.add_scalar(name, value, global_step)
-        if new and (done or (iteration and iteration % (args.save_every or 10**9) == 0)):
+        if fresh and (done or (iteration and iteration % (args.save_every or 10**9) == 0)):
             writer.flush()
             save(run_dir, agents, models, {"iteration": iteration, "global_step": global_step})
         if done:
@@ -477,7 +475,7 @@ def main(args: Args) -> None:
         metrics = update(episodes, agents, critics, task.num_turns, args, rng)
         end = time.time()
         num_steps = sum(len(e.rewards) for e in episodes)
-        new, iteration, global_step = True, iteration + 1, global_step + num_steps
+        fresh, iteration, global_step = True, iteration + 1, global_step + num_steps
         scalars = {f"{name}/agent_{i}": x for name, xs in metrics.items() for i, x in enumerate(xs)}
         scalars |= {f"charts/{name}": x for name, x in task.summarize([e.infos for e in episodes]).items()}
         scalars |= {name: sum(xs) / len(xs) for name, xs in metrics.items()} | {

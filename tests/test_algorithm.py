@@ -348,6 +348,41 @@ def test_microbatches_change_nothing(script, monkeypatch):
             assert values[name] == pytest.approx(metrics[0][name], rel=1e-8), name
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_metrics_are_means_over_real_tokens_and_live_turns(script):
+    args = make_args(script, num_generations=2)
+    agents, critics = make_team(script, args)
+    _, episodes = play(script, agents, args)
+    live = sum(len(e.rewards) for e in episodes)
+    expected = {}
+    for i, agent in enumerate(agents):
+        spans = [(e, start, end) for e in episodes for start, end in responses(e, i)]
+        count, total = sum(end - start for _, start, end in spans), 0.0
+        for e, start, end in spans:
+            logp = agent.model(torch.tensor([e.tokens[i][:end]])).logits[0].log_softmax(-1)
+            total -= sum(logp[p - 1, e.tokens[i][p]].item() for p in range(start, end))
+        expected["losses/entropy", i] = total / count
+        expected["charts/response_length", i] = count / live
+        ended = [e.tokens[i][-1] in agent.eos for e in episodes]
+        assert 0 < sum(ended) < len(ended)
+        expected["charts/eos_rate", i] = sum(ended) / len(ended)
+        for critic in critics:
+            if i in critic.reads:
+                errors, rest, returns = [], [], []
+                for e in episodes:
+                    tokens, ends = critic.encode(e)
+                    v = [*critic([tokens], [ends], len(ends))[:, 0].tolist(), 0.0]
+                    errors += [r + args.gamma * v[t + 1] - v[t] for t, r in enumerate(e.rewards)]
+                    to_go = [sum(args.gamma**s * r for s, r in enumerate(e.rewards[t:])) for t in range(len(e.rewards))]
+                    returns += to_go
+                    rest += [g - v[t] for t, g in enumerate(to_go)]
+                expected["losses/value_loss", i] = np.mean(np.square(errors))
+                expected["losses/explained_variance", i] = 1 - np.var(rest) / np.var(returns)
+    metrics = run_update(script, episodes, agents, critics, args)
+    for (name, i), value in expected.items():
+        assert metrics[name][i] == pytest.approx(value, rel=1e-6), (name, i)
+
+
 def test_microbatches_hold_every_row_once_within_the_budget():
     lengths = [5, 90, 7, 7, 300, 12, 5, 40, 41]
     groups = list(collm_cc.microbatches(lengths, 100))

@@ -271,8 +271,8 @@ def report(out, repeats=4):
                 for chat, action, text in zip(chats[i], actions, texts, strict=True):
                     chat += [{"role": "assistant", "content": action}, {"role": "user", "content": text}]
             live = [i for i in live if rewards[i] < task.success]
-        found = {f"first turn {k}": v for k, v in task.summarize([[info] for *_, info in first]).items()}
-        found |= task.summarize([[info] for info in infos]) | {"ended": sum(ends) / len(ends)}
+        found = {f"first turn {k}": v for k, v in task.average([[info] for *_, info in first]).items()}
+        found |= task.average([[info] for info in infos]) | {"ended": sum(ends) / len(ends)}
         found |= report_coding(task, first) if name == "coding" else {}
         measured[name] = {k: round(v, 3) if isinstance(v, float) else v for k, v in found.items()}
         measured[name]["tokens (mean, max)"] = {k: (round(sum(v) / len(v), 1), max(v)) for k, v in tokens.items()}
@@ -313,7 +313,7 @@ license: mit
 
 A Llama of {parameters} parameters that speaks the format of the tasks in `envs.py` and has agreed on nothing with its
 teammate: the start from which the scripts of this repository learn. Built by `python models/tiny/pretrain.py` from
-nothing, deterministically on one machine, in {minutes} minutes on two CPU cores.
+nothing, in {minutes} minutes on two CPU cores.
 
 - Model: 4 layers, 4 heads, hidden size 128, tied embeddings, float32. Tokenizer: byte-level BPE of {vocabulary} tokens
   with a chat template; `<|end|>` ends a message and is the EOS.
