@@ -50,7 +50,7 @@ def command_line(args_class, main):
     try:
         main(parse_args(args_class))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        import_module("tqdm").tqdm.write(f"error: {error}", file=sys.stderr)  # not into the middle of a bar
         sys.exit(2)
 
 
@@ -536,6 +536,10 @@ class Coding(Task):
         elif info["main_defined"]:
             fails = sorted(result["failures"], key=lambda failure: len(failure[0]))[:2]
             notes.append(f"Passed {result['passed']} of {result['total']} tests.")
+            said = " ".join(" ".join(actions).split())  # a message that an agent wrote would be a word to its teammate
+            fails = [
+                (test, error if error.partition(": ")[2] not in said else error.split(":")[0]) for test, error in fails
+            ]
             fails = [(test.removeprefix("assert "), error.removeprefix("AssertionError: ")) for test, error in fails]
             notes += [f"Failed: {test[:100]} ({error[:80]})" for test, error in fails]
             if not result["calls"] or info["wrapper"]:

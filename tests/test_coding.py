@@ -168,6 +168,17 @@ def test_feedback(task, aux, main, said):
         assert len(text.split()) <= 50
 
 
+def test_feedback_passes_on_no_message_that_an_agent_wrote(task):
+    aux = "def aux(n):\n    raise ValueError('main,   take half')\n    return n"
+    reward, info = task.score(ITEM, [aux, MAIN])
+    told = task.feedback(ITEM, [aux, MAIN], info, 0)
+    assert reward == 1.5
+    assert all("(ValueError)" in text and "take half" not in text for text in told)
+    odd = "def f(n):\n    return aux(n) + None"
+    told = task.feedback(ITEM, [AUX, odd], task.score(ITEM, [AUX, odd])[1], 0)
+    assert all("unsupported operand type" in text for text in told)  # the interpreter's own words are for both
+
+
 def test_feedback_is_short_whatever_goes_wrong(task):
     long = {**ITEM, "test": "def check(candidate):\n" + f"    assert candidate({'1' * 300}) == 'x'\n" * 9}
     actions = ["def aux(n):\n    raise ValueError('y' * 10000)\n    return 1", MAIN]
