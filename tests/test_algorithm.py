@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoTokenizer, MistralConfig, MistralForCausalLM
 
 import collm_cc
 import collm_dc
@@ -14,6 +15,8 @@ import mc_baseline
 
 SCRIPTS = [collm_cc, collm_dc, mc_baseline]
 CPU = torch.device("cpu")
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
 
 
 class Words(envs.Task):
@@ -173,8 +176,8 @@ def test_logprobs_equal_a_naive_loop(model, other_model):
     for k, e in enumerate(episodes):
         logits = agents[0].model(torch.tensor([e.tokens[0]])).logits[0] / 0.8
         for t, (start, end) in enumerate(responses(e, 0)):
-            expected = sum(float(logits[p - 1].log_softmax(-1)[e.tokens[0][p]]) for p in range(start, end))
-            assert float(batch[t, k]) == pytest.approx(expected, abs=1e-10)
+            expected = sum(logits[p - 1].log_softmax(-1)[e.tokens[0][p]].item() for p in range(start, end))
+            assert batch[t, k].item() == pytest.approx(expected, abs=1e-10)
             ended += e.tokens[0][end - 1] in agents[0].eos
         assert (batch[len(e.rewards) :, k] == 0).all()
     assert ended > 0 or model == "other"
@@ -493,6 +496,22 @@ def test_reward_shift_and_too_long_histories():
     assert all(100 <= e.rewards[0] <= 105 for e in episodes)
     with pytest.raises(envs.UserError, match=r"agent 0: .* longer than its model reads"):
         play(collm_cc, agents, args, items=[{"text": "word " * 5000}])
+
+
+def test_histories_beyond_a_window_or_a_critic_are_refused(tmp_path):
+    """A sliding window counts the holes of the cache, so it would sample from another distribution than is trained."""
+    args = make_args(collm_cc)
+    config = AutoConfig.from_pretrained("models/tiny")
+    MistralForCausalLM(MistralConfig(**SHAPE, vocab_size=config.vocab_size, sliding_window=64)).save_pretrained(
+        tmp_path
+    )
+    AutoTokenizer.from_pretrained("models/tiny").save_pretrained(tmp_path)
+    agents, (critic,) = make_team(collm_cc, args, model=str(tmp_path))
+    with pytest.raises(envs.UserError, match=r"agent 0: .* longer than its model reads"):
+        play(collm_cc, agents, args)
+    episode = collm_cc.Episode({}, [], [], [["word " * 40] * 2, ["word " * 40] * 2], [0.0], [])
+    with pytest.raises(envs.UserError, match=r"critic of agents \[0, 1\]: .* too long"):
+        critic.encode(episode)
 
 
 def test_sample_is_an_endless_shuffled_stream():

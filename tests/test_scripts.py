@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,28 @@ def test_agents_may_be_different_models(script, elsewhere, other_model):
     folder = train(script, "mixed", model=["models/tiny", other_model], total_env_steps=5, max_new_tokens=12)
     types = [AutoModelForCausalLM.from_pretrained(folder / f"agent_{i}").config.model_type for i in range(2)]
     assert types == ["llama", "gpt2"]
+
+
+def test_a_checkpoint_counts_only_once_the_agents_are_exported(elsewhere, monkeypatch):
+    args = collm_cc.Args(device="cpu")
+    agents = [collm_cc.Agent("models/tiny", args, torch.device("cpu"))]
+
+    def full_disk(folder):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(agents[0].tokenizer, "save_pretrained", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        collm_cc.save(elsewhere, agents, agents, {"iteration": 3, "global_step": 5})
+    assert not list(elsewhere.glob("checkpoint_*"))
+
+
+def test_a_greedy_generation_config_does_not_stop_the_export(elsewhere, tmp_path):
+    """Some models of the Hub come with do_sample off and a temperature, which transformers loads but does not save."""
+    shutil.copytree(ROOT / "models/tiny", tmp_path / "greedy")
+    path = tmp_path / "greedy/generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_sample": False, "temperature": 0.9}))
+    folder = train(mc_baseline, "greedy", model=[str(tmp_path / "greedy")], total_env_steps=1)
+    assert AutoModelForCausalLM.from_pretrained(folder / "agent_1").generation_config.do_sample is True
 
 
 def test_bfloat16_and_minibatches_and_q_critic(elsewhere):
