@@ -46,6 +46,7 @@ class UserError(ValueError):
 def command_line(args_class, main):
     """Run main(args) on the flags; a UserError ends it with one line and exit code 2."""
     import_module("transformers").utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # no line for each retry without a network
     import_module("torch").backends.cuda.matmul.allow_tf32 = True
     try:
         main(parse_args(args_class))

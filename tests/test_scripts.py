@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import re
 import shutil
@@ -219,6 +220,14 @@ def test_bad_input_is_one_line_and_exit_code_2(script, flags, said, elsewhere, m
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert stop.value.code == 2
     assert len(error) == 1 and re.search(said, error[0]), error
+
+
+def test_without_a_network_the_hub_client_does_not_log_each_retry(monkeypatch):
+    logging.getLogger("huggingface_hub").setLevel(logging.WARNING)  # as it starts
+    monkeypatch.setattr(sys, "argv", ["collm_cc", "--task", "chess"])
+    with pytest.raises(SystemExit):
+        envs.command_line(collm_cc.Args, collm_cc.main)
+    assert not logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
 
 
 def test_resume_refuses_other_arguments_and_other_scripts(elsewhere, monkeypatch, capsys):
