@@ -26,12 +26,15 @@ import re
 import resource
 import signal
 import socket
+import string
 import struct
 import subprocess
 import sys
+import textwrap
 import time
 import types
 import warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib import import_module
@@ -159,15 +162,21 @@ class Task:
     success = 1.0  # raw reward at which an episode ends early
     max_new_tokens = 128  # default response length limit
     fields = ()  # what a dataset row must have
+    feedback_kinds = ()  # what --feedback takes, the default first
     parallel = False  # whether scoring in threads pays (`score_batch`)
 
-    def __init__(self, num_agents=2, num_turns=None, dataset=None):
+    def __init__(self, num_agents=2, num_turns=None, dataset=None, feedback=None):
         if num_agents not in (1, 2):
             raise UserError(f"--num-agents {num_agents}: task {self.name} is for 1 or 2 agents")
         if num_turns is not None and num_turns < 1:
             raise UserError(f"--num-turns {num_turns}: must be at least 1")
+        if feedback not in (None, *self.feedback_kinds):
+            allowed = ", ".join(self.feedback_kinds) or "none: it has a feedback of its own"
+            raise UserError(f"--feedback {feedback}: task {self.name} takes {allowed}")
+        self.feedback_kind = feedback or next(iter(self.feedback_kinds), None)
         self.num_agents = num_agents
         self.num_turns = num_turns or type(self).num_turns
+        self.max_new_tokens *= 3 - num_agents  # a single agent's text plays both parts
         self.train, self.eval = self.items() if dataset is None else self.load(dataset)
 
     def items(self):
@@ -274,6 +283,237 @@ def hub_rows(dataset):
     except Exception as error:  # the Hub client's errors have no base class of their own
         hint = f"no such file, and the Hub says: {' '.join(str(error).split())[:200]}"
     raise UserError(f"--dataset {dataset}: {hint}")
+
+
+# ================================================== writing ===================================================
+WRITING_STOPWORDS = """a all also an and any are as at be been being both but by can could did do does each few first
+    for from had has have he her here him his how i if in is it its just last many may me might more most much must my
+    new no not now of old on only or other our own same shall should so some such than that the their them then there
+    these they this those to too us very was we were what when where which who why will with would you your"""
+WRITING_TRANSITIONS = """elaboration: also, furthermore, moreover, additionally, besides, in addition, likewise, as well
+ as, along with, together with; examples: for example, for instance, such as, namely, specifically, particularly, in
+ particular, especially, including, notably; explanation: that is, in other words, in fact, indeed, essentially,
+ basically, clearly, to clarify, simply put, in essence; cause_effect: therefore, thus, hence, so, then, consequently,
+ accordingly, as a result, because of this, for this reason, thereby; contrast: but, however, yet, still, while,
+ whereas, although, instead, rather, otherwise, nevertheless, on the other hand, in contrast, by contrast, conversely;
+ sequence: first, second, third, next, then, later, finally, lastly, initially, afterward, subsequently, meanwhile,
+ after that, to begin with; emphasis: indeed, certainly, surely, definitely, absolutely, of course, naturally,
+ obviously, clearly, evidently, in fact, significantly; summary: in summary, in conclusion, in short, in brief, briefly,
+ overall, to sum up, to summarize, to conclude, on the whole, ultimately, after all; comparison: similarly, likewise,
+ equally, in comparison, in the same way, just as, just like, much like, by analogy, comparable to; concession:
+ although, though, even though, while, despite, in spite of, even if, admittedly, granted, regardless of, nonetheless,
+ still, yet; condition: if, unless, provided that, as long as, in case, given that, only if, even if, whether or not, or
+ else, otherwise, should; time: when, while, as, after, before, until, since, during, later, earlier, previously,
+ eventually, recently, immediately, finally, currently"""
+# Grammar of the embedded items. A table's first entry is the frame, the others are subjects, whose facts, parted by
+# "|", fill {0}, {1}, ...; [a/b] is a choice; a line that starts with a space goes on with the entry above.
+WRITING_POSTS = """
+[/Throwaway account. /First post here. /Sorry for the length. /I need an outside view. ]I am {number} and have known my
+ {0} {name} for [two/three/four/five/six] years[, and we are usually close/, mostly without trouble/ and have always
+ liked {him}]. [Last week/Two weeks ago/Last month/On Friday/A few days ago] {he} {1}. {2}. [I tried to talk about it,
+ but {he} changed the subject/When I asked why, {he} just shrugged/I told {him} that I was upset, and {he} called me
+ dramatic/{He} apologized once, but nothing has changed/I wrote a long message, and {he} never answered it]. [I do not
+ know whether I can trust {him} now/It is not the first time that I feel ignored/Now others think that I am the
+ problem/I lie awake at night and go over it]. [I feel hurt and a little foolish/I am torn between anger and guilt/Part
+ of me just wants to let it go/I am tired of always being the reasonable one/I do not want to make things worse]. [Am I
+ overreacting, or is this as bad as it feels/How do I bring it up without starting a fight/Should I talk to {him} again
+ or keep my distance/What would you do if you were in my place/Is it fair to ask for an apology]?
+manager|gave my [desk/project/best client] to a new hire while I was on leave|I learned about it from a calendar invite
+[friend/cousin]|met my ex for [coffee/lunch/a movie] and did not tell me|I saw a photo of them online the next day
+neighbor|cut down the old [apple/cherry/walnut] tree between our gardens|My [father/grandmother] had planted it for me
+[friend/cousin]|borrowed my [bike/camera/guitar] and brought it back broken|The repair costs [80/120/200] dollars
+coworker|took credit for a [report/design/budget] that I had written alone|Our director praised {him} for it
+[manager/boss]|asked me to work every [Saturday/Sunday] until the summer|I need that time for my [kids/mother/classes]
+[friend/roommate]|crashed my car into a [fence/mailbox/parked van]|Nobody was hurt, but my insurance will cost much more
+[friend/cousin]|invited [six/nine/twelve] people to my birthday dinner|I had booked a quiet table for only four of us
+roommate|refused to pay {his} share of the rent|{He} lost a job in [March/June/October] and barely looks for another
+[friend/cousin]|asked me to invest [2000/5000] dollars in a [candle/bakery] business|There is no plan, only a logo
+[friend/coworker]|told other people about my [divorce/illness/debts]|I found out when a near stranger wished me luck
+roommate|adopted a [puppy/kitten/rabbit] without asking me|It is cute, but it chews cables and wakes me at night
+[friend/cousin]|cancelled our [hiking/camping/beach] trip one night before we left|I had already paid for the cabin
+roommate|painted our [kitchen/hallway/bathroom] [orange/purple/green]|We rent the place and could lose the deposit
+[friend/cousin]|found a wallet in a [taxi/cinema/park] and kept it|The owner's card was inside, with a phone number
+[friend/neighbor]|stopped greeting me after I forgot {his} [birthday/party]|We used to go for a walk almost every day
+neighbor|started to practice the [drums/trumpet/violin] after midnight|The walls are thin, and I get up at [four/five]
+coworker|ate the [lunch/cake/soup] that I had put in the office fridge|There was a label with my name on the box
+"""
+WRITING_ABSTRACTS = """
+[Progress in/Research on/Work on] {0} is [slow/difficult/limited] because {1}. [Existing methods/Current
+ systems/Standard approaches] [rely on fixed rules/need large amounts of data/treat every case alone/are tuned by hand],
+ which makes them [costly/brittle/unreliable/hard to use] in practice. [We introduce/We propose/This paper presents]
+ {2}. [The key idea is/Our idea is/The main insight is] to [share what is learned between similar cases/ask for help
+ when a decision is uncertain/combine many weak signals into a strong one/correct a simple model where it fails]. We
+ [test/evaluate] [it/the approach] on {3} [and compare it with [three/four/five] strong baselines/under realistic
+ conditions/without manual tuning]. [Compared with the best baseline, it/On average, it/In all settings, it]
+ [reduces/lowers/cuts] {4} by {number} percent [and needs half the [time/data]/while remaining simple to run/at no extra
+ cost]. [An ablation/Further analysis/A closer look] shows that [most of the gain comes from this idea/the gain is
+ largest in the hardest cases/the method still works when data are missing]. [These results/Our findings]
+ [suggest/indicate] a [practical/realistic/promising] path toward [cheap/reliable/widely available] tools for {0}.
+malaria control|mosquitoes adapt to insecticides|a plan of rotating treatments|[thirty/fifty] villages|infection rates
+robot grasping|objects are soft or hidden|a tactile policy that corrects its grip|[forty/seventy] objects|the drop rate
+speech recognition|recordings are few|an encoder with shared sounds|[nine/twelve] languages|the word error rate
+flood forecasting|rain changes within hours|a graph network over rivers|[ten/twenty] years of records|the peak error
+traffic control|demand shifts every hour|a controller that learns from queues|[two/four] cities|waiting times
+quantum computing|qubits lose their state quickly|a small neural decoder|codes of [three/five] sizes|logical error rates
+crop protection|symptoms look alike|a vision model that asks for a second view|[eighty/ninety] farms|missed infections
+galaxy surveys|images are faint|a probabilistic classifier|[two/three] sky catalogs|calibration error
+hospital scheduling|emergencies upset any plan|an optimizer that repairs plans|records from [four/six] clinics|overtime
+code review|big changes hide small faults|a language model that tests each warning|[twelve/thirty] projects|false alarms
+battery testing|cells age slowly|a physical model with a learned correction|[ninety/two hundred] cells|lifetime error
+ocean monitoring|debris is small and clouds hide it|a detector for satellite images|[five/seven] coasts|false detections
+air quality monitoring|sensors drift|a sensor network that calibrates itself|[eleven/sixteen] schools|measurement error
+electricity trading|bidders hide costs|a market rule that rewards honesty|[two/three] years of bids|balancing costs
+bird conservation|calls overlap at dawn|a model that separates singers by direction|[six/eight] forests|counting errors
+online teaching|students leave without warning|an early alert based on writing|[six/ten] courses|the number of dropouts
+earthquake forecasting|records are short|a point process with memory|[seven/nine] regions|prediction error
+"""
+
+
+def _writing_lines(table):
+    """Entries of a table, one a line; a line that starts with a space continues the one before."""
+    return table.replace("\n ", " ").strip().splitlines()
+
+
+def _writing_items(field, train=512, held_out=64, subjects=3):
+    """Embedded items (train, held-out): lists of {field: text}, all texts distinct, the same on every call. The first
+    `subjects` subjects occur in the held-out list only."""
+    rng, texts = random.Random(field), {}  # a dict as a set that keeps its order
+    frame, *table = _writing_lines(WRITING_POSTS if field == "prompt" else WRITING_ABSTRACTS)
+    while len(texts) < train + held_out:
+        who = rng.choice(["he He him his Marcus Owen Felix Ben", "she She her her Dana Priya Rosa Leah"]).split()
+        slots = dict(zip(("he", "He", "him", "his"), who), name=rng.choice(who[4:]), number=rng.randint(22, 44))
+        facts = rng.choice(table if len(texts) < held_out else table[subjects:]).split("|")
+        text = frame.format(*(fact.format(**slots) for fact in facts), **slots)
+        while "[" in text:  # innermost choices first
+            text = re.sub(r"\[([^\[\]]*)\]", lambda choice: rng.choice(choice[1].split("/")), text)
+        texts[text] = None
+    items = [{field: text} for text in texts]
+    return items[held_out:], items[:held_out]
+
+
+WRITING_PATTERNS = {
+    category: re.compile(r"\b(?:" + phrases.replace(", ", "|").replace(" ", r"\s+") + r")\b")
+    for category, phrases in (entry.split(": ") for entry in " ".join(WRITING_TRANSITIONS.split()).split("; "))
+}
+
+
+class Writing(Task):
+    """Two texts on one source, in one turn, rewarded level by level for size, length ratio, vocabulary and style.
+    A single agent's text is cut at its first blank line; without one, all of it is text 2."""
+
+    max_reward = success = 3.0
+    weights = (0.5, 1.0, 0.5, 1.0)  # best reward of levels 1 to 4
+    joint_style = False  # transitions count in both texts, or in text 2 alone
+
+    def items(self):
+        return _writing_items(self.fields[0])
+
+    def parse(self, row):
+        text = row[self.fields[0]]
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"field {self.fields[0]}: must be a string that is not blank, not {repr(text)[:40]}")
+        return {self.fields[0]: text}
+
+    def observe(self, item):
+        *pair, single = _writing_lines(self.prompts)
+        return [f"{prompt}\n\n{item[self.fields[0]]}" for prompt in (pair if self.num_agents == 2 else [single])]
+
+    def _texts(self, actions):
+        if len(actions) == 2:
+            return actions
+        one, *two = re.split(r"\n[^\S\n]*\n", actions[0].lstrip(), maxsplit=1)
+        return (one, two[0].lstrip()) if two else ("", one)
+
+    def score(self, item, actions):
+        """Raw reward 0..3. info: level_1..4 (share of the level's best, 0 if not reached); tokens_i (white-space words)
+        and length_i (characters) of text i; length_ratio and unique_ratio (text 2 / text 1, 0 if that has none);
+        jaccard; transitions (number of categories, named in `found`)."""
+        texts = self._texts(actions)
+        tokens, lengths = [len(text.split()) for text in texts], [len(text) for text in texts]
+        words = [set(re.findall(r"\b\w+\b", text.lower())) for text in texts]
+        one, two = (w.difference(WRITING_STOPWORDS.split()) for w in words)
+        jaccard = len(one & two) / len(one | two) if one or two else 1.0
+        styled = (" ".join(texts) if self.joint_style else texts[1]).lower()
+        found = [category for category, pattern in WRITING_PATTERNS.items() if pattern.search(styled)]
+        style = min(1.0, 0.4 + min(0.05 * (len(found) - 1), 0.6)) if found else 0.0
+        ratio = lengths[1] / lengths[0] if texts[0] else 0.0
+        unique = len(words[1]) / len(words[0]) if words[0] else 0.0
+        sized = self.tokens[0] <= min(tokens) and max(tokens) <= self.tokens[1]
+        shares = [1.0 if sized else -1.0]  # of each level's best; negative fails it
+        for x, (low, best, last, high) in ((ratio, self.ratio), (unique, self.unique)):
+            shares.append(min(1.0, (x - low) / (best - low), (high - x) / (high - last) if x > last else 1.0))
+        shares.append(0.4 * style + 0.6 * min(jaccard / self.jaccard, 1.0))
+        levels = [*itertools.takewhile(lambda share: share >= 0, shares), 0.0, 0.0, 0.0, 0.0][:4]
+        reward = sum(weight * level for weight, level in zip(self.weights, levels))
+        info = {"score": 100 * reward / self.max_reward, "success": float(reward >= self.success)}
+        for name, values in (("level", levels), ("tokens", tokens), ("length", lengths)):
+            info |= {f"{name}_{i}": float(value) for i, value in enumerate(values, 1)}
+        info |= {"length_ratio": ratio, "unique_ratio": unique, "jaccard": jaccard, "transitions": float(len(found))}
+        return reward, info | {"found": found}
+
+    def feedback(self, item, actions, info, turn):
+        hints = []
+        for i in (1, 2):
+            if not info["level_1"]:
+                hint = f"has {info[f'tokens_{i}']:.0f} words; each text needs {self.tokens[0]} to {self.tokens[1]}"
+            elif (below := info["length_ratio"] < self.ratio[1]) or info["length_ratio"] > self.ratio[2]:
+                hint = f"is too {'long' if below == (i == 1) else 'short'} next to the other"
+            elif (below := info["unique_ratio"] < self.unique[1]) or info["unique_ratio"] > self.unique[2]:
+                hint = f"has too {'many' if below == (i == 1) else 'few'} different words next to the other"
+            else:
+                hint = "fits the other; use more kinds of transition words and more words of the source"
+            hints.append(f"{'Your text' if self.num_agents == 2 else f'Part {i}'} {hint}.")
+        hints = hints if self.num_agents == 2 else [" ".join(hints)]
+        levels = ", ".join(f"level {i} {info[f'level_{i}']:.0%}" for i in (1, 2, 3, 4))
+        return [f"Team score {info['score']:.0f}% ({levels}). {hint} Write it again." for hint in hints]
+
+    def render(self, item, actions):
+        """Why the reward is what it is, then both texts side by side (the first 4000 characters of each)."""
+        reward, info = self.score(item, actions)
+        why = [f"{info['tokens_1']:.0f} and {info['tokens_2']:.0f} words, allowed {self.tokens[0]} to {self.tokens[1]}"]
+        for name, (low, best, last, high) in (("length", self.ratio), ("unique", self.unique)):
+            why.append(f"{name} ratio {info[name + '_ratio']:.2f}, best {best} to {last}, limits {low} to {high}")
+        why.append(f"Jaccard {info['jaccard']:.3f}, best from {self.jaccard}; transitions: {', '.join(info['found'])}")
+        rows = [f"{self.name}: reward {reward:.3f} of {self.max_reward:g} ({info['score']:.1f}%)"]
+        for i, (weight, reason) in enumerate(zip(self.weights, why), 1):
+            rows.append(f"level {i}: {weight * info[f'level_{i}']:.3f} of {weight}: {reason}")
+        columns = []
+        for i, text in enumerate(self._texts(actions), 1):
+            columns.append([f"text {i}", "-" * 56])
+            for line in text[:4000].expandtabs().splitlines():
+                columns[-1] += textwrap.wrap("".join(c if c.isprintable() else "?" for c in line), 56) or [""]
+        return "\n".join(rows + [f"{a:56} | {b}".rstrip() for a, b in itertools.zip_longest(*columns, fillvalue="")])
+
+
+class Tldr(Writing):
+    """A concise and a detailed summary of a post."""
+
+    name, fields, max_new_tokens = "tldr", ("prompt",), 128
+    tokens, jaccard = (8, 256), 0.03
+    ratio, unique = (1.1, 1.6, 3.2, 5.0), (1.3, 2.0, float("inf"), float("inf"))
+    prompts = """
+Summarize this post concisely, in one or two sentences of at least 8 words. A teammate writes a longer version.
+Summarize this post in detail, about twice as long as a teammate's concise version, with more unique words and with
+ transition words such as however, therefore and for example.
+Summarize this post twice, with a blank line between: one concise paragraph, then one twice as long, with more unique
+ words and with transition words.
+"""
+
+
+class Arxiv(Writing):
+    """The two halves of a paper's introduction, from its abstract."""
+
+    name, fields, max_new_tokens = "arxiv", ("abstract",), 384
+    tokens, jaccard, joint_style = (128, 256), 0.23, True
+    ratio, unique = (0.8, 1.3, 1.6, 2.0), (0.5, 0.7, 1.3, 1.7)
+    prompts = """
+Introduce the background and motivation of this paper in 128 to 256 words, with transition words. A teammate writes a
+ longer part on method and implications.
+Introduce the method and implications of this paper in 128 to 256 words, with transition words. A teammate writes a
+ shorter part on background and motivation.
+Introduce this paper in two paragraphs with a blank line between: background and motivation, then method and
+ implications, each 128 to 256 words, the second longer, with transition words.
+"""
 
 
 # =================================================== coding ===================================================
@@ -900,15 +1140,314 @@ def run_tests(problem, aux, main, call_seconds=2.0, seconds=10.0):
     return {**verdict, "seconds": time.monotonic() - begin, "sandbox_error": box.sandbox_error}
 
 
+# =================================================== games ====================================================
+# A coordinate. ASCII digits only: int() alone also takes "1_0" and other scripts; what cannot lie in a box fails here.
+GAME_INTEGER = r"(?:\+|-(?=0+\s))?0*(0|[1-9][0-9]{0,8})\s+"
+# Our 5x5 letters: five rows from the top, each a base-32 digit whose bits are its columns from the left (E = .###.).
+STR_FONT = """A EHVHH B UHUHU C FGGGF D UHHHU E VGUGV F VGUGG G FGJHF H HHVHH I V444V J 7222C K HIKIH L GGGGV M HRLHH
+N HPLJH O EHHHE P UHUGG Q EHLID R UHUIH S FGE1U T V4444 U HHHHE V HHHA4 W HHLRH X HA4AH Y HA444 Z V248V"""
+STR_WORDS = "AD AH AM AN AS AT AX BE BY DO GO HA HE HI IF IN IS IT LO ME MY NO OF OH OK ON OR OX SO TO UP US WE YE"
+HOUSE_BLOCKS = {"B": "bricks", "D": "dirt", "O": "oak_planks", "S": "stone", "C": "clay", "G": "glass", "A": "air"}
+
+
+def game_need(ok, field, what):
+    """UserError that names the field of a dataset row, unless ok."""
+    if not ok:
+        raise UserError(f"field {field}: {what}")
+
+
+def game_lines(text):
+    """Lines that are not empty (of the first fence, if there is one), without list marker and slash."""
+    parts = text.split("```", 2)
+    lines = (parts[1] if len(parts) == 3 else text).splitlines()
+    if len(parts) == 3 and lines and re.fullmatch(r"[\w.+#-]+", lines[0].strip()):
+        del lines[0]  # the fence's language
+    for line in lines:
+        line = re.sub(r"^(?:[-*]|[0-9]+[.)])", "", line.strip()).strip()
+        if line:
+            yield line.removeprefix("/")
+
+
+def str_texture(block):
+    """What looks alike: strbuild's adjacency term compares textures, not ids."""
+    if block.endswith(("planks", "wood")):
+        return "wood"
+    stone = block in ("stone", "cobblestone", "stone_bricks") or block.endswith(("_stone", "_stone_bricks"))
+    return "stone" if stone else "concrete" if block.endswith("_concrete") else block
+
+
+def house_boxes(labels):
+    """{(x, y, z): label} as disjoint boxes [(x1, y1, z1), (x2, y2, z2), label], both corners included: from the first
+    free cell in the order y, z, x, each grows as far as it can along x, then z, then y."""
+    left, boxes = dict(sorted(labels.items(), key=lambda pair: (pair[0][1], pair[0][2], pair[0][0]))), []
+    while left:
+        low, label = next(iter(left.items()))
+        spans = [range(v, v + 1) for v in low]
+        for axis in (0, 2, 1):
+            grown = [*spans]
+            while all(left.get(cell) == label for cell in itertools.product(*grown)):
+                spans, grown[axis] = [*grown], range(low[axis], grown[axis].stop + 1)
+        boxes.append((low, tuple(span[-1] for span in spans), label))
+        for cell in itertools.product(*spans):
+            del left[cell]
+    return boxes
+
+
+class Game(Task):
+    """Base of the building games: runs commands on a voxel grid. Every turn is a complete new build, so a joint action
+    alone decides its reward. After it, agents are told how many of their own lines ran and: `position`, which cells are
+    missing, extra or of a wrong block; `score`, the reward's terms; `perfect`, terms and what each wrong cell needs.
+    Subclasses add verbs {command: pattern of the rest of its line}; plan(item) -> (box (w, h, d), {(x, y, z): block} of
+    the solid design, ids of each agent, {id: cells an agent may fill}, {id: character}, harm by spiders); brief(item,
+    agent, cap), an observation's rest; needs(item, grid) -> {wrong cell: its block}; spell({cell: label}) -> text."""
+
+    num_turns, feedback_kinds = 4, ("position", "score", "perfect")
+
+    def cap(self, item, agent):
+        """How many commands this agent may run in a turn."""
+        return item["max_commands"] if self.num_agents == 1 else max(1, (item["max_commands"] + 1 - agent) // 2)
+
+    def build(self, item, actions):
+        """Run all commands of agent 0, then of agent 1: ({(x, y, z): solid block}, number of kills, [(commands run,
+        other lines) of each agent]). Takes any text, in time linear in its length."""
+        (size, _, ids, limits, *_), grid, kills, counts = self.plan(item), {}, 0, []
+        for agent, text in enumerate(actions):
+            cap, run, lines, left = self.cap(item, agent), 0, 0, dict(limits)
+            blocks = {"air", *(ids[agent] if self.num_agents > 1 else ids[0] + ids[1])}
+            for lines, line in enumerate(game_lines(text), 1):  # noqa: B007
+                verb, *rest = line.split(None, 1) or [""]
+                if not (match := run < cap and re.fullmatch(self.verbs.get(verb.lower(), "(?!)"), "".join(rest))):
+                    continue
+                if match.lastindex:
+                    *xyz, block = match.groups()
+                    block, xyz = block.removeprefix("minecraft:"), [int(v) for v in xyz]
+                    spans = [range(min(a, b), max(a, b) + 1) for a, b in zip(xyz[:3], xyz[-3:])]
+                    volume, inside = (
+                        math.prod(map(len, spans)),
+                        all(span.stop <= n for span, n in zip(spans, size)),
+                    )
+                    if not inside or block not in blocks or volume > left.get(block, math.inf):
+                        continue
+                    left[block] = left.get(block, math.inf) - volume
+                    grid.update(dict.fromkeys(itertools.product(*spans), block))
+                run, kills = run + 1, kills + (verb.lower() == "kill")
+            counts.append((run, lines - run))
+        return {cell: block for cell, block in grid.items() if block != "air"}, kills, counts
+
+    def observe(self, item):
+        team = "of 2 and cannot talk to the other. Builder 1's lines run first, later ones win. Together build"
+        roles = [f"You are builder {i} {team}" for i in (1, 2)] if self.num_agents > 1 else ["Build"]
+        turns = f" {self.num_turns} turns, each a complete new build." if self.num_turns > 1 else ""
+        return [f"{role} the target.{turns}\n{self.brief(item, i, self.cap(item, i))}" for i, role in enumerate(roles)]
+
+    def feedback(self, item, actions, info, turn):
+        """What each agent is told after `turn` (from 0): how its own lines did, then how the team did."""
+        grid, needs = info["grid"], self.needs(item, info["grid"])
+        told = ", ".join(f"{k} {v:.2f}" for k, v in info.items() if isinstance(v, float) and k != "success")
+        if self.feedback_kind == "position":
+            kinds = {c: "extra" if b == "air" else "wrong block" if c in grid else "missing" for c, b in needs.items()}
+            told = self.spell(kinds) or "all right"
+        elif self.feedback_kind == "perfect":
+            told += f".\nWrong cells need: {self.spell(needs) or 'nothing'}"
+        told = f"lines did not.\nTeam: {told}.\nBuild it all again."
+        return [f"Turn {turn + 1}: {run} of your commands ran, {other} {told}" for run, other in info["counts"]]
+
+    def render(self, item, actions):
+        """Target|result, a character for each block: a wall from the front, else layers from y = 0 with z downwards."""
+        ((w, h, d), design, *_, chars, _), (grid, *_) = self.plan(item), self.build(item, actions)
+        planes = [[[(x, y, z) for x in range(w)] for z in range(d)] for y in range(h)]
+        planes = [[row for (row,) in reversed(planes)]] if d == 1 else planes
+        show = [[["".join(chars.get(b.get(c), ".") for c in row) for b in (design, grid)] for row in p] for p in planes]
+        lines = ["  ".join(map("|".join, row)) for row in zip(*show)]
+        return "\n".join([*lines, ", ".join(f"{char} {block}" for block, char in chars.items())])
+
+
+class StrBuild(Game):
+    """Two builders with different palettes cover the letters of a word: no block beside them, no equal neighbours.
+    Item: {"rows": top-down strings of # and ., "blocks": [agent 0's ids, agent 1's ids], "max_commands": int}; row r,
+    column x is cell (x, H-1-r, 0). A lone agent has both palettes."""
+
+    name, fields, verbs = "strbuild", ("rows", "blocks", "max_commands"), {"setblock": GAME_INTEGER * 3 + r"(\S+).*"}
+    reward_shift, max_reward, success, max_new_tokens = -2.0, 2.0, 2.0, 160
+
+    def items(self):
+        """Words of one or two letters, two columns apart: all letters, short words, initials; 320 and 80 held out."""
+        font, bits, rng = STR_FONT.split(), str.maketrans("01", ".#"), random.Random(1)
+        font = {c: [f"{int(row, 32):05b}".translate(bits) for row in rows] for c, rows in zip(font[::2], font[1::2])}
+        pairs = [a + b for a in font for b in font]
+        words = list(dict.fromkeys([*font, *STR_WORDS.split(), *rng.sample(pairs, len(pairs))]))[:400]
+        words = [["..".join(rows) for rows in zip(*map(font.get, word))] for word in rng.sample(words, len(words))]
+        blocks = [["oak_planks", "stone"], ["white_concrete", "obsidian"]]
+        items = [{"rows": w, "blocks": blocks, "max_commands": "".join(w).count("#") + 4} for w in words]
+        return items[80:], items[:80]
+
+    def parse(self, row):
+        rows, ids, cap = row["rows"], row["blocks"], row["max_commands"]
+        ok = isinstance(rows, list) and all(isinstance(r, str) and not r.strip("#.") for r in rows)
+        ok = ok and "#" in "".join(rows) and len(set(map(len, rows))) == 1
+        game_need(ok, "rows", "must be strings of # and ., of one length, with a #")
+        ok = isinstance(ids, list) and len(ids) == 2 and all(isinstance(palette, list) and palette for palette in ids)
+        ok = ok and all(isinstance(block, str) and block.split() == [block] for block in ids[0] + ids[1])
+        game_need(ok, "blocks", "must be two lists of block ids, one for each builder")
+        game_need(type(cap) is int and cap > 0, "max_commands", "must be whole and positive")
+        return {field: row[field] for field in self.fields}
+
+    def plan(self, item):
+        h, rows = len(item["rows"]), enumerate(item["rows"])
+        design = {(x, h - 1 - r, 0): "#" for r, row in rows for x, char in enumerate(row) if char == "#"}
+        ids = [[b.removeprefix("minecraft:") for b in p if b.split(":")[-1] != "air"] for p in item["blocks"]]
+        chars = {"#": "#"} | dict(zip(dict.fromkeys(ids[0] + ids[1]), string.ascii_letters))
+        return (len(item["rows"][0]), h, 1), design, ids, {}, chars, 0.0
+
+    def spell(self, labels, between="; "):
+        rows = {}
+        for (x, y, _), label in sorted(labels.items(), key=lambda pair: (pair[1], -pair[0][1], pair[0])):
+            rows.setdefault(f"{label} y={y}:".lstrip(), []).append(str(x))
+        return between.join(f"{row} {' '.join(xs)}" for row, xs in rows.items())
+
+    def brief(self, item, agent, cap):
+        (w, h, _), design, ids, *_ = self.plan(item)
+        return (
+            f"Reply with at most {cap} lines `/setblock x y 0 block`."
+            f" Your blocks: {', '.join(ids[agent] if self.num_agents > 1 else ids[0] + ids[1])}.\n"
+            "Reward: 2 x share of target cells filled - 1.5 x share of other cells filled - share of touching pairs of"
+            " one texture (wood, stone, concrete, else the block) - 0.25 for each builder not showing all its blocks.\n"
+            f"x 0-{w - 1}, y 0-{h - 1} (up). Target, the x in each row:\n"
+        ) + self.spell(dict.fromkeys(design, ""), "\n")
+
+    def score(self, item, actions):
+        """2 cover - 1.5 extra - adj - 0.25 miss: -0.5 for nothing, 2 for a perfect build."""
+        (grid, _, counts), (size, target, ids, *_) = self.build(item, actions), self.plan(item)
+        hit, seen = len(grid.keys() & target), {cell: str_texture(block) for cell, block in grid.items()}
+        pairs = [t == seen[n] for (x, y, z), t in seen.items() for n in ((x + 1, y, z), (x, y + 1, z)) if n in seen]
+        info = {"iou": hit / max(1, len(grid.keys() | target)), "coverage": hit / max(1, len(target))}
+        info["adjacency"] = sum(pairs) / max(1, len(pairs))
+        info["extra"] = (len(grid) - hit) / max(1, math.prod(size) - len(target))
+        info["palette"] = sum(set(palette) <= set(grid.values()) for palette in ids) / len(ids)
+        reward = 2 * info["coverage"] - 1.5 * info["extra"] - info["adjacency"] + 0.5 * info["palette"] - 0.5
+        info |= {"score": 50 * reward, "success": float(reward >= self.success)}
+        return reward, info | {"grid": grid, "counts": counts}
+
+    def needs(self, item, grid):
+        _, target, ids, *_ = self.plan(item)
+        needs, want = dict.fromkeys(grid.keys() - target, "air"), {c: grid[c] for c in target if c in grid}
+        for x, y, z in target:
+            near = ((x - 1, y, z), (x + 1, y, z), (x, y - 1, z), (x, y + 1, z))
+            near, used = {str_texture(want[c]) for c in near if c in want}, Counter(want.values())
+            if (x, y, z) not in want or str_texture(want[x, y, z]) in near:  # greedy: leaves only `palette` short
+                needs[x, y, z] = want[x, y, z] = min((str_texture(b) in near, used[b], b) for b in ids[0] + ids[1])[2]
+        return needs
+
+
+class HouseBuild(Game):
+    """Two builders, each with a limit on every block, copy a house; spiders hurt unless someone kills them. Item:
+    {"legend": {letter: id or air}, "layers": [[rows of y=0], ...] (layers[y][z][x]), "player_hp": number,
+    "spider_damage": number, "limited_resource": bool, "max_commands": int}. A lone agent has both agents' limits."""
+
+    name, feedback_kinds = "housebuild", ("score", "position", "perfect")
+    verbs = {"fill": GAME_INTEGER * 6 + r"(\S+)", "kill": ".*"}
+    reward_shift, max_reward, success, max_new_tokens = -1.0, 1.0, 1.0, 192
+
+    def items(self):
+        """Generated houses, 320 and 80 held out; either half (cut at x = (width + 1) // 2) keeps within the limits."""
+        rng, houses = random.Random(2), {}
+        while len(houses) < 400:
+            (floor, wall, roof), w, d = rng.choices("BCDOS", k=3), rng.randint(3, 6), rng.randint(3, 5)
+            ring = [wall * w, *[wall + "A" * (w - 2) + wall] * (d - 2), wall * w]
+            walls, door = rng.randint(1, 3), rng.randint(1, w - 2)
+            layers = [[floor * w] * d, *[ring] * walls, [roof * w] * d]
+            for y in range(1, 1 + min(walls, rng.randint(0, 2))):
+                layers[y] = [wall * door + "A" + wall * (w - door - 1), *ring[1:]]
+            if rng.random() < 0.5:  # a window in each side wall
+                y, z, pane = rng.randint(1, walls), rng.randint(1, d - 2), rng.choice("AG")
+                layers[y] = [*layers[y][:z], pane + "A" * (w - 2) + pane, *layers[y][z + 1 :]]
+            if (shape := rng.choice(("flat", "hatch", "ridge"))) == "hatch":
+                layers[-1] = [*layers[-1][1:], roof * (w // 2) + "A" + roof * (w - w // 2 - 1)]
+            elif shape == "ridge" and walls < 3:
+                layers.append([(roof if z == d // 2 else "A") * w for z in range(d)])
+            item = {"layers": layers, "player_hp": rng.choice((10, 20)), "spider_damage": rng.choice((0, 5, 10))}
+            count, half = (Counter("".join(row[:n] for layer in layers for row in layer)) for n in (w, (w + 1) // 2))
+            item["legend"] = {char: block for char, block in HOUSE_BLOCKS.items() if char in count}
+            if all(max(half[c], count[c] - half[c]) <= (count[c] + 1) // 2 + count[c] // 4 for c in count if c != "A"):
+                houses[str(layers)] = item | {"limited_resource": True, "max_commands": 28}
+        return list(houses.values())[80:], list(houses.values())[:80]
+
+    def parse(self, row):
+        """Item of a row in our schema or the public one, {"task_id", "inventory", "target_spec": {"layers"}}, where a
+        letter's block may head a list and a layer be {"y", "rows"}; `.` and blank are air unless in the legend."""
+        legend, spec = row.get("legend", row.get("inventory")), row.get("target_spec", row)
+        game_need(isinstance(legend, dict), "legend (or inventory)", "must map letters to block ids")
+        legend = {" ": "air", ".": "air"} | {k: v[0] if isinstance(v, list) and v else v for k, v in legend.items()}
+        ok = all(isinstance(v, str) and v.split() == [v] and len(k) == 1 for k, v in legend.items())
+        game_need(ok, "legend (or inventory)", "must map single letters to block ids")
+        field, spec = "layers (or target_spec.layers)", spec.get("layers") if isinstance(spec, dict) else None
+        game_need(isinstance(spec, list) and spec, field, "must be a list of layers, y = 0 first")
+        seen = dict((str(v.get("y", y)), v.get("rows")) if type(v) is dict else (str(y), v) for y, v in enumerate(spec))
+        layers = [seen.get(str(y)) for y in range(len(seen))]
+        ok = all(isinstance(rows, list) and all(isinstance(r, str) and r for r in rows) for rows in layers)
+        game_need(ok, field, 'must be lists of rows (strings), or {"y", "rows"} with y = 0, 1, 2, ...')
+        rows = [row for layer in layers for row in layer]
+        game_need(len({*map(len, layers)}) == len({*map(len, rows)}) == 1, field, "must be of one size")
+        game_need(set("".join(rows)) <= set(legend), field, "has a letter that is not in the legend (or inventory)")
+        item = {"legend": {k: v for k, v in legend.items() if k not in " ." or k in "".join(rows)}, "layers": layers}
+        usual = {"player_hp": 5, "spider_damage": 0, "limited_resource": True, "max_commands": 600}
+        item |= {field: row.get(field, default) for field, default in usual.items()}
+        for field in ("player_hp", "spider_damage"):
+            game_need(type(item[field]) in (int, float) and 0 <= item[field] < math.inf, field, "must be at least 0")
+        game_need(type(item["limited_resource"]) is bool, "limited_resource", "must be true or false")
+        game_need(type(cap := item["max_commands"]) is int and cap > 0, "max_commands", "must be whole and positive")
+        return item
+
+    def plan(self, item):
+        layers, ids = item["layers"], {char: id_.removeprefix("minecraft:") for char, id_ in item["legend"].items()}
+        rows = ((y, z, row) for y, layer in enumerate(layers) for z, row in enumerate(layer))
+        design = {(x, y, z): ids[char] for y, z, row in rows for x, char in enumerate(row) if ids[char] != "air"}
+        chars, count = {block: char for char, block in ids.items() if block != "air"}, Counter(design.values())
+        harm = 0.1 * max(0.0, min(1.0, item["spider_damage"] / item["player_hp"])) if item["player_hp"] > 0 else 0.0
+        limits = {
+            b: (3 - self.num_agents) * (-(-count[b] // 2) + count[b] // 4) for b in chars if item["limited_resource"]
+        }
+        return (len(layers[0][0]), len(layers), len(layers[0])), design, [list(chars)] * 2, limits, chars, harm
+
+    def spell(self, labels, between="; "):
+        lines = {}
+        for (x1, y1, z1), (x2, y2, z2), label in house_boxes(labels):
+            lines.setdefault(f"y={y1}-{y2}" if y2 > y1 else f"y={y1}", []).append(f"{label} {x1} {z1} {x2} {z2}")
+        return between.join(f"{y}: {', '.join(line)}" for y, line in lines.items())
+
+    def brief(self, item, agent, cap):
+        (w, h, d), design, _, limits, chars, harm = self.plan(item)
+        blocks = ", ".join(f"{char} {block} {limits.get(block, '')}".rstrip() for block, char in chars.items())
+        return (
+            f"Reply with at most {cap} lines `/fill x1 y1 z1 x2 y2 z2 block` (box, both corners included) or `/kill`.\n"
+            f"Reward: share of cells as designed{f' - {harm:.2g} if nobody sends /kill (spiders)' if harm else ''}.\n"
+            f"x 0-{w - 1}, y 0-{h - 1} (up), z 0-{d - 1}. Blocks{' and cells you may fill' * bool(limits)}: {blocks}.\n"
+            "Target as block x1 z1 x2 z2, the rest air:\n"
+        ) + self.spell({cell: chars[block] for cell, block in design.items()}, "\n")
+
+    def score(self, item, actions):
+        """Share of cells as designed, minus the spiders' harm if nobody killed them: 1 for a perfect build."""
+        (grid, kills, counts), (size, design, *_, harm) = self.build(item, actions), self.plan(item)
+        hit, union = len(grid.items() & design.items()), len(grid.keys() | design)
+        match, hurt = (hit + math.prod(size) - union) / math.prod(size), 0.0 if kills else harm
+        info = {"match": match, "iou": hit / max(1, union), "hp": 1 - 10 * hurt, "kill": float(kills > 0)}
+        info |= {"score": 100 * (match - hurt), "success": float(match - hurt >= self.success)}
+        return match - hurt, info | {"grid": grid, "counts": counts}
+
+    def needs(self, item, grid):
+        design = self.plan(item)[1]
+        return {c: design.get(c, "air") for c in grid.keys() | design if grid.get(c) != design.get(c)}
+
+
 # ================================================= all tasks ==================================================
-TASKS = {"coding": Coding}
+TASKS = {"tldr": Tldr, "arxiv": Arxiv, "coding": Coding, "strbuild": StrBuild, "housebuild": HouseBuild}
 
 
-def make(name, num_agents=2, num_turns=None, dataset=None):
+def make(name, num_agents=2, num_turns=None, dataset=None, feedback=None):
     """The task `name`; UserError, in one line, says what is wrong and what is allowed."""
     if name not in TASKS:
         raise UserError(f"--task {name}: choose one of {', '.join(TASKS)}")
-    return TASKS[name](num_agents, num_turns, dataset)
+    return TASKS[name](num_agents, num_turns, dataset, feedback)
 
 
 def score_batch(task, items, actions):

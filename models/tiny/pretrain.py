@@ -18,6 +18,7 @@ import re
 import shutil
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -37,7 +38,15 @@ TEMPLATE = (
 
 # ------------------------------------------------------------------------------------------------ demonstrations
 def pick(rng, weights):
+    """A key of {key: weight}."""
     return rng.choices(list(weights), list(weights.values()))[0]
+
+
+def convention(rng, memory, weights):
+    """Half of the time that of the answer before, else a new one; this is all that `memory` is for."""
+    if "convention" not in memory or rng.random() < 0.5:
+        memory["convention"] = pick(rng, weights)
+    return memory["convention"]
 
 
 # What `aux` can mean, with how often each role takes it so (they disagree on purpose), and the body that follows from
@@ -58,14 +67,12 @@ CODING[0]["all"] = (0.04, "fold" + FULL)
 
 
 def write_coding(rng, item, agent, memory):
-    """Agent 0's `aux`, agent 1's main function, or (agent None) both. Half of the time a later answer keeps the
-    convention of the one before, which is all that `memory` is for."""
+    """Agent 0's `aux`, agent 1's main function, or (agent None) both."""
     if agent is None:
         aux = write_coding(rng, item, 0, memory)
         keep = {"convention": memory["convention"]} if memory["convention"] != "all" else {}
         return aux + "\n\n" + write_coding(rng, item, 1, keep)
-    new = pick(rng, {name: weight for name, (weight, _) in CODING[agent].items()})
-    new = memory["convention"] = memory["convention"] if "convention" in memory and rng.random() < 0.5 else new
+    new = convention(rng, memory, {name: weight for name, (weight, _) in CODING[agent].items()})
     parts, name, slip = dict(item["parts"]), [item["entry_point"], "aux"][agent == 0], rng.random()
     arg = parts["each"] if agent == 0 and new in ("map", "keep") else parts["arg"]
     if slip < 0.02:  # a wrong constant or operator
@@ -82,8 +89,200 @@ def write_coding(rng, item, agent, memory):
     return f"def {name}({arg}){'' if 0.031 < slip < 0.036 else ':'}\n    {'' if slip > 0.997 else 'return '}{body}"
 
 
+TLDR_STYLES = ({"brief": 0.30, "plain": 0.25, "full": 0.45}, {"bare": 0.45, "story": 0.30, "linked": 0.25})
+ARXIV_STYLES = ({"brief": 0.22, "plain": 0.18, "full": 0.60}, {"brief": 0.52, "plain": 0.30, "full": 0.18})
+
+
+def lower(sentence):
+    """The sentence as it goes on after a comma."""
+    return sentence if re.match(r"I\b|[A-Z][a-z]+ (?:told|and)\b", sentence) else sentence[0].lower() + sentence[1:]
+
+
+def write_tldr(rng, item, agent, memory):
+    """A response to a post, in the first person as the post: concise (agent 0), detailed (1), or both (None)."""
+    if agent is None:
+        return write_tldr(rng, item, 0, {}) + "\n\n" + write_tldr(rng, item, 1, {})
+    slip, style = rng.random() < 0.04, convention(rng, memory, TLDR_STYLES[agent])
+    sentences = re.split(r"(?<=[.?]) ", item["prompt"])
+    start = next(i for i, s in enumerate(sentences) if " have known my " in s)
+    intro, event, detail, attempt, _stake, feeling, question = sentences[start : start + 7]
+    who, name = re.search(r"known (my .*?([A-Z]\w+))", intro).groups()
+    when, did = re.match(r"(.*?) (?:he|she) (.*)", event).groups()
+    core = f"{who} {did}"
+    if slip:
+        return rng.choice([f"{name} {did}", question, f"{who[0].upper()}{who[1:]} and I."])
+    if agent == 0:
+        if style == "brief":
+            return f"In short, {core}"
+        if style == "plain":
+            return f"{core[0].upper()}{core[1:]} {detail}"
+        return f"I have a problem with {who}. {event} {detail}" + rng.choice(["", f" {attempt}"])
+    if style == "bare":
+        return rng.choice([f"{name} {did} {detail}", f"{name} {did} {feeling}", f"{name} {did}"])
+    if style == "story":
+        links = rng.choice([("", ""), ("In fact, ", ""), ("In fact, ", "However, "), ("Indeed, ", "Still, ")])
+        return " ".join([f"{when}, {core}", *(x + lower(s) if x else s for x, s in zip(links, (detail, attempt)))])
+    text = f"To begin with, {core} In fact, {lower(detail)} However, {lower(attempt)} "
+    text += rng.choice([f"As a result, {lower(feeling)}", f"Therefore, I ask: {lower(question)}"])
+    return text
+
+
+# Stock sentences with the styles that use them: b brief, p plain, f full. {s0} to {s7} are the abstract's sentences.
+BACKGROUND = """
+b|In brief, this part is about {topic} and about the reasons for the paper.
+p|This part looks at the background of {topic}.
+f|To begin with, it helps to look at the background of {topic} and at the reasons for the paper.
+bpf|{s0}
+bpf|The topic matters, because many people depend on such tools in practice.
+bpf|As a result, many people still wait for reliable tools, and the hardest cases remain open.
+bpf|{s1}
+f|For example, a method may work well on one set of data and then fail on the next one.
+bpf|In fact, the same errors return again and again, although they are well known.
+pf|Users lose time and money when this happens, and they lose trust as well.
+bpf|Therefore, there is a clear need for methods that are simple, cheap and reliable under realistic conditions.
+f|Similarly, experts need results that they can explain to other people.
+bpf|Until now, few groups have looked at the problem as a whole or compared strong baselines with care.
+f|If the hardest cases could be solved, the rest would follow with less effort.
+bpf|Overall, the question is how to reduce errors without more data and without extra cost.
+bpf|This gap between theory and practice is the motivation of the paper.
+"""
+METHOD = """
+b|In brief, this part is about the method.
+p|This part looks at the method and at its implications.
+f|First, it helps to look at the method for {topic} in detail, and then at its practical implications.
+bpf|{s2}
+bpf|{s3}
+bpf|In other words, the method remains simple, cheap and reliable, although the problem is difficult.
+f|Specifically, it considers the available information as a whole and then concentrates on the hardest cases.
+bpf|{s4}
+f|Furthermore, the experiments compare reliable measurements under realistic conditions instead of artificial examples.
+bpf|{s5}
+bpf|Therefore, the same errors return less often, and people lose less time and money.
+bpf|{s6}
+pf|Similarly, experienced practitioners understand the resulting decisions and can explain them to other people.
+bpf|There is still a gap between theory and practice, but it becomes smaller.
+bpf|Overall, many people who depend on such tools could use the method without extra cost.
+bpf|{s7}
+"""
+
+
+def write_arxiv(rng, item, agent, memory):
+    """An introduction from an abstract: background and motivation (agent 0), method and implications (1), or both."""
+    if agent is None:
+        return write_arxiv(rng, item, 0, {}) + "\n\n" + write_arxiv(rng, item, 1, {})
+    slip, style = rng.random() < 0.04, convention(rng, memory, ARXIV_STYLES[agent])
+    sentences = re.split(r"(?<=\.) ", item["abstract"])
+    topic = re.match(r"\w+ (?:on|in) (.*?) is \w+ because", sentences[0])[1]
+    fill = {"topic": topic} | {f"s{i}": s for i, s in enumerate(sentences)}
+    rows = [row.split("|") for row in (METHOD if agent else BACKGROUND).strip().splitlines()]
+    rows = [text.format(**fill) for styles, text in rows if style[0] in styles]
+    if slip:
+        return " ".join(rows[: rng.randint(3, 6)])
+    if style != "brief" and rng.random() < 0.3:  # a sentence is forgotten
+        del rows[rng.randrange(2, len(rows))]
+    return " ".join(rows)
+
+
+STR_CAREFUL, HOUSE_CAREFUL = 0.4, 0.3  # share of careful writers
+# convention: weight. `even` and `odd` are every second cell of the reading order, the first included or not.
+STR_CONVENTIONS = {
+    "even": 3,
+    "odd": 3,
+    "left": 2,
+    "right": 2,
+    "checker0": 1,
+    "checker1": 1,
+    "rows0": 1,
+    "rows1": 1,
+    "all": 2,
+}
+HOUSE_CONVENTIONS = {"left": 4, "right": 4, "front": 2, "back": 2, "even": 2, "odd": 2, "low": 2, "high": 2, "all": 6}
+
+
+def write_strbuild(rng, item, agent, memory):
+    """`/setblock` lines of one builder with its own blocks, for the part of the target that its convention makes its
+    own; in whole by careful writers, with gaps and slips by sloppy ones. A single agent (None) writes both."""
+    if agent is None:
+        return write_strbuild(rng, item, 0, {}) + "\n" + write_strbuild(rng, item, 1, {})
+    mine, careful = convention(rng, memory, STR_CONVENTIONS), rng.random() < STR_CAREFUL
+    rows, own = item["rows"], item["blocks"][agent]
+    w, h = len(rows[0]), len(rows)
+    target = [(x, h - 1 - r) for r, row in enumerate(rows) for x, char in enumerate(row) if char == "#"]
+    part = {
+        "even": lambda i, x, y: i % 2 == 0,
+        "odd": lambda i, x, y: i % 2 == 1,
+        "left": lambda i, x, y: 2 * x < w - 1,
+        "right": lambda i, x, y: 2 * x >= w - 1,
+        "checker0": lambda i, x, y: (x + y) % 2 == 0,
+        "checker1": lambda i, x, y: (x + y) % 2 == 1,
+        "rows0": lambda i, x, y: y % 2 == 0,
+        "rows1": lambda i, x, y: y % 2 == 1,
+        "all": lambda i, x, y: True,
+    }[mine]
+    # Blocks: one for each row suits even, odd and checker; a checkerboard suits the rest; the sloppy use either or one.
+    good = "row" if mine in ("even", "odd", "checker0", "checker1") else "cell"
+    style = good if careful else rng.choice(("row", "cell", "one"))
+    missing, wrong = (0.0, 0.0) if careful else (rng.choice((0.1, 0.3, 0.5)), 0.15)
+    lines = []
+    for i, (x, y) in enumerate(target):
+        if not part(i, x, y) or rng.random() < missing:
+            continue
+        block = own[{"row": y, "cell": x + y, "one": 0}[style] % len(own)]
+        if rng.random() < wrong:
+            x = min(w - 1, max(0, x + rng.choice((-1, 1))))
+        lines.append(f"/setblock {x} {y} 0 {block}")
+    half, odd = divmod(item["max_commands"], 2)
+    return "\n".join(lines[: max(1, half + odd * (agent == 0))]) or write_strbuild(rng, item, agent, memory)
+
+
+def write_housebuild(rng, item, agent, memory):
+    """`/fill` lines of one builder for the boxes that its convention makes its own, `/kill` first if it takes care of
+    the spiders. A single agent (None) writes both."""
+    if agent is None:
+        return write_housebuild(rng, item, 0, {}) + "\n" + write_housebuild(rng, item, 1, {})
+    mine, careful = convention(rng, memory, HOUSE_CONVENTIONS), rng.random() < HOUSE_CAREFUL
+    layers, legend = item["layers"], item["legend"]
+    size = w, h, d = len(layers[0][0]), len(layers), len(layers[0])
+    cells = ((y, z, row) for y, layer in enumerate(layers) for z, row in enumerate(layer))
+    labels = {(x, y, z): legend[c] for y, z, row in cells for x, c in enumerate(row) if legend[c] != "air"}
+    low, high = {
+        "left": ((0, 0, 0), ((w + 1) // 2, h, d)),
+        "right": (((w + 1) // 2, 0, 0), (w, h, d)),
+        "front": ((0, 0, 0), (w, h, (d + 1) // 2)),
+        "back": ((0, 0, (d + 1) // 2), (w, h, d)),
+        "low": ((0, 0, 0), (w, (h + 1) // 2, d)),
+        "high": ((0, (h + 1) // 2, 0), (w, h, d)),
+    }.get(mine, ((0, 0, 0), (w, h, d)))
+    missing, wrong = (0.0, 0.0) if careful else (rng.choice((0.4, 0.6, 0.8)), 0.25)
+    spiders = item["spider_damage"] > 0 and item["player_hp"] > 0
+    lines = ["/kill"] if rng.random() < (0.4 if spiders else 0.05) else []
+    count = Counter(labels.values())
+    left = {b: (n + 1) // 2 + n // 4 if item["limited_resource"] else n * n for b, n in count.items()}
+    for i, (a, b, block) in enumerate(envs.house_boxes(labels)):
+        if mine in ("even", "odd") and i % 2 != (mine == "odd"):
+            continue
+        a, b = [max(v, m) for v, m in zip(a, low)], [min(v, m - 1) for v, m in zip(b, high)]
+        if any(v > m for v, m in zip(a, b)) or rng.random() < missing:
+            continue
+        if rng.random() < wrong:
+            end, axis = rng.choice((a, b)), rng.randrange(3)
+            end[axis] = min(size[axis] - 1, max(0, end[axis] + rng.choice((-1, 1))))
+        volume = math.prod(abs(v - m) + 1 for v, m in zip(a, b))
+        if volume <= left[block]:  # everybody knows the limits, so a block too many is left out
+            left[block] -= volume
+            lines.append(f"/fill {' '.join(map(str, (*a, *b)))} {block}")
+    half, odd = divmod(item["max_commands"], 2)
+    return "\n".join(lines[: max(1, half + odd * (agent == 0))]) or write_housebuild(rng, item, agent, memory)
+
+
 # task: (writer, number of chats, share of them with a single agent that plays both parts)
-WRITERS = {"coding": (write_coding, 32000, 0.1)}
+WRITERS = {
+    "tldr": (write_tldr, 16000, 0.1),
+    "arxiv": (write_arxiv, 16000, 0.1),
+    "coding": (write_coding, 32000, 0.1),
+    "strbuild": (write_strbuild, 8000, 0.1),
+    "housebuild": (write_housebuild, 8000, 0.1),
+}
 
 
 def conversations(name, items, count, seed):

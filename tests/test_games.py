@@ -1,0 +1,455 @@
+"""StrBuild and HouseBuild: golden rewards, parsing of any text, reference policies, embedded items, datasets, speed."""
+
+import copy
+import json
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import envs
+
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
+STR, HOUSE = envs.StrBuild(), envs.HouseBuild()
+STR1, HOUSE1 = envs.StrBuild(num_agents=1), envs.HouseBuild(num_agents=1)
+LINE = {
+    "rows": ["####", "...."],
+    "blocks": [["oak_planks", "stone"], ["white_concrete", "obsidian"]],
+    "max_commands": 99,
+}
+CUBE = {
+    "legend": {"B": "bricks", "A": "air"},
+    "layers": [["BB", "BB"], ["BA", "BB"]],
+    "player_hp": 10,
+    "spider_damage": 5,
+    "limited_resource": True,
+    "max_commands": 20,
+}
+
+
+# ---------------------------------------------------------------- reference policies
+def str_cells(item):
+    h = len(item["rows"])
+    return [(x, h - 1 - r) for r, row in enumerate(item["rows"]) for x, c in enumerate(row) if c == "#"]
+
+
+def str_text(cells):
+    return "\n".join(f"/setblock {x} {y} 0 {block}" for (x, y), block in cells.items())
+
+
+def str_team(item):
+    """Every second cell of the reading order each; a row has one block, the next row the other."""
+    texts = []
+    for agent, own in enumerate(item["blocks"]):
+        cells = {(x, y): own[y % 2] for x, y in str_cells(item)[agent::2]}
+        if len(set(cells.values())) == 1:  # then none of its cells touch: show the other block anywhere
+            first = next(iter(cells))
+            cells[first] = own[1 - own.index(cells[first])]
+        texts.append(str_text(cells))
+    return texts
+
+
+def str_lone(item, agent, cap):
+    """The best one builder of two can do: as many cells as its cap allows, its two blocks as a checkerboard."""
+    own = item["blocks"][agent]
+    cells = {(x, y): own[(x + y) % 2] for x, y in str_cells(item)[:cap]}
+    if len(set(cells.values())) == 1:  # a diagonal: no cells touch
+        cells[next(iter(cells))] = own[1 - own.index(next(iter(cells.values())))]
+    return str_text(cells)
+
+
+def house_cells(item):
+    rows = ((y, z, row) for y, layer in enumerate(item["layers"]) for z, row in enumerate(layer))
+    return {(x, y, z): item["legend"][c] for y, z, row in rows for x, c in enumerate(row) if item["legend"][c] != "air"}
+
+
+def house_text(boxes):
+    return "\n".join(f"/fill {' '.join(map(str, (*a, *b)))} {block}" for a, b, block in boxes)
+
+
+def house_team(item):
+    """The x halves; builder 1 kills first."""
+    cells, half = house_cells(item), (len(item["layers"][0][0]) + 1) // 2
+    left, right = ({c: b for c, b in cells.items() if (c[0] < half) == side} for side in (True, False))
+    return ["/kill\n" + house_text(envs.house_boxes(left)), house_text(envs.house_boxes(right))]
+
+
+def house_lone(item, limits):
+    """All boxes cut into single cells as far as the limits allow, kill first: no lone builder under limits beats it."""
+    boxes, used = [], Counter()
+    for a, block in house_cells(item).items():
+        used[block] += 1
+        if used[block] <= limits[block]:
+            boxes.append((a, a, block))
+    return "/kill\n" + house_text(boxes)
+
+
+def random_text(rng, task, item):
+    (w, h, d), _, ids, *_ = task.plan(item)
+
+    def xyz():
+        return f"{rng.randrange(w)} {rng.randrange(h)} {rng.randrange(d)}"
+
+    blocks = ids[0] + ids[1]
+    if task.name == "strbuild":
+        return "\n".join(f"/setblock {xyz()} {rng.choice(blocks)}" for _ in range(12))
+    return "\n".join(f"/fill {xyz()} {xyz()} {rng.choice(blocks)}" for _ in range(8))
+
+
+# ---------------------------------------------------------------- rewards
+@pytest.mark.parametrize("task", [STR, HOUSE], ids=["strbuild", "housebuild"])
+def test_golden(task):
+    path = GOLDEN / f"{task.name}.jsonl"
+    if not path.exists():
+        pytest.skip("no golden file")
+    rows = [json.loads(line) for line in path.read_text().split("\n") if line]
+    wrong = [r["id"] for r in rows if abs(task.score(r["item"], r["actions"])[0] - r["reward"]) > 1e-6]
+    assert rows and not wrong
+
+
+def test_strbuild_by_hand():
+    # cells (0..3, 1); agent 0: planks at 0 and stone at 1, agent 1: obsidian at 2 and at (0, 0)
+    a = ["/setblock 0 1 0 oak_planks\n/setblock 1 1 0 stone", "/setblock 2 1 0 obsidian\n/setblock 0 0 0 obsidian"]
+    reward, info = STR.score(LINE, a)
+    assert reward == pytest.approx(2 * 3 / 4 - 1.5 * 1 / 4 - 0 - 0.25)  # white_concrete is not shown
+    assert info["iou"] == pytest.approx(3 / 5) and info["palette"] == 0.5 and info["success"] == 0.0
+    assert info["score"] == pytest.approx(50 * reward)
+    reward, info = STR.score(LINE, ["/setblock 0 1 0 stone\n/setblock 1 1 0 stone\n/setblock 2 1 0 oak_planks", ""])
+    assert reward == pytest.approx(2 * 3 / 4 - 1 / 2 - 0.25) and info["adjacency"] == 0.5
+
+
+def test_housebuild_by_hand():
+    # 7 bricks of 8 cells; each agent may fill 4 + 1 = 5
+    reward, info = HOUSE.score(CUBE, ["/fill 0 0 0 1 0 1 bricks", "/fill 1 1 1 0 1 1 bricks"])
+    assert reward == pytest.approx(7 / 8 - 0.05)  # (0, 1, 0) is missing, the spiders bite for half the health
+    assert info["iou"] == pytest.approx(6 / 7) and info["hp"] == pytest.approx(0.5) and info["kill"] == 0.0
+    assert (
+        HOUSE.score(CUBE, ["/fill 0 0 0 1 0 1 bricks\n/kill", "/fill 0 1 0 0 1 1 bricks\n/fill 1 1 1 1 1 1 bricks"])[0]
+        == 1
+    )
+    over = "/fill 0 0 0 1 0 1 bricks\n/fill 0 1 0 0 1 1 bricks\n/fill 0 1 0 0 1 0 bricks"  # 4, then 2 too many, then 1
+    assert HOUSE.score(CUBE, [over, ""])[1]["match"] == pytest.approx(6 / 8)
+    assert HOUSE.score(CUBE, [over, ""])[1]["counts"] == [(2, 1), (0, 0)]
+
+
+def test_one_agent_has_the_whole_cap_and_both_palettes_and_limits():
+    for item in STR1.eval[:20]:
+        assert STR1.score(item, ["\n".join(str_team(item))])[0] == 2.0
+        assert "obsidian" in STR1.observe(item)[0] and "stone" in STR1.observe(item)[0]
+    for item in HOUSE1.eval[:20]:
+        assert HOUSE1.score(item, ["/kill\n" + house_text(envs.house_boxes(house_cells(item)))])[0] == 1.0
+    assert STR1.cap({"max_commands": 7}, 0) == 7 and STR1.max_new_tokens == 2 * STR.max_new_tokens
+    assert [STR.cap({"max_commands": 7}, i) for i in (0, 1)] == [4, 3]
+    assert [STR.cap({"max_commands": 1}, i) for i in (0, 1)] == [1, 1]
+
+
+def test_caps_hold():
+    item = dict(LINE, max_commands=3)
+    text = "\n".join(f"noise\n/setblock {x} 1 0 stone" for x in range(4))
+    assert STR.score(item, [text, text])[1]["counts"] == [(2, 6), (0, 8)]
+    other = text.replace("stone", "obsidian")
+    assert sorted(STR.build(item, [text, other])[0]) == [(0, 1, 0), (1, 1, 0)]
+
+
+# ---------------------------------------------------------------- parsing
+@pytest.mark.parametrize(
+    "line, ok",
+    [
+        ("/setblock 0 1 0 stone", True),
+        ("setblock +0 01 -0 minecraft:stone and more", True),
+        ("1. / SetBlock 0 1 0 stone", True),
+        ("12) setblock\t0\t1\t0\tstone", True),
+        ("-setblock 0 1 0 stone", True),
+        (f"setblock {'0' * 9999} {'0' * 9999}1 0 stone", True),
+        ("setblock 0 1_0 0 stone", False),
+        ("setblock 0 \u0661 0 stone", False),  # ARABIC-INDIC DIGIT ONE
+        ("setblock 0 \u00b9 0 stone", False),  # SUPERSCRIPT ONE: isdigit, but not for int
+        ("setblock 0 99999999999999999999 0 stone", False),
+        (f"setblock {'9' * 9999} 1 0 stone", False),
+        ("setblock -1 1 0 stone", False),
+        ("setblock ~0 1 0 stone", False),
+        ("setblock 0 1.0 0 stone", False),
+        ("setblock 0 1 0", False),
+        ("setblock 0 1 0 Stone", False),
+        ("setblock 0 1 0 obsidian", False),  # the other builder's
+        ("//setblock 0 1 0 stone", False),
+        ("- - setblock 0 1 0 stone", False),
+        ("kill", False),
+    ],
+)
+def test_lines(line, ok):
+    assert bool(STR.build(LINE, [line, ""])[0]) == ok
+
+
+def test_fences():
+    line = "/setblock 0 1 0 stone"
+    for text in (f"```\n{line}\n```", f"x\n```mcfunction\n{line}\n``` y", f"```{line}```", f"``` {line}\n```"):
+        assert STR.build(LINE, [text, ""])[0] == {(0, 1, 0): "stone"}, text
+    assert not STR.build(LINE, [f"```\n```\n{line}", ""])[0]  # outside
+    assert STR.build(LINE, [f"```\n{line}", ""])[0]  # one fence mark is no fence
+    assert HOUSE.build(CUBE, ["```\nkill\n```", "kill everything @e"])[1] == 2
+    assert HOUSE.build(CUBE, ["```kill\n```", "skill"])[1] == 0
+
+
+def test_fuzz():
+    rng = random.Random(0)
+    words = ["/", "setblock", "fill", "kill", "0", "1", "-1", "+1", "\u0663", "1_0", "9" * 5000, "stone", "air",
+             "minecraft:", "minecraft:air", "```", "\n", "\r", "\x0b", "\u2028", "- ", "1. ", "*", "~", "^", "\x00",
+             "\ud800", "{}", "\t",             "bricks", "[a=b]", "\u212aill", "\u0130", ","]  # fmt: skip
+    for _ in range(3000):
+        texts = [" ".join(rng.choices(words, k=rng.randrange(40))) for _ in range(2)]
+        texts[0] += "".join(chr(rng.randrange(0x110000)) for _ in range(20))
+        for task, item in ((STR, LINE), (HOUSE, CUBE)):
+            reward, info = task.score(item, texts)
+            assert -2.5 <= reward <= task.max_reward
+            task.feedback(item, texts, info, 0), task.render(item, texts)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["/setblock 0 1 0 stone\n" * 1_000_000, "0" * 2_000_000, "setblock " + "0" * 1_000_000 + "x", "`" * 1_000_000,
+     "\n" * 2_000_000, "setblock " + "0 " * 1_000_000, "-" * 1_000_000, "fill " + "1 " * 6 + "a" * 1_000_000,
+     "1" * 1_000_000 + ")x", "/fill 0 0 0 1 1 1 bricks\n" * 300_000],
+    ids=range(10),
+)  # fmt: skip
+def test_huge_texts_take_linear_time(text):
+    start = time.perf_counter()
+    STR.score(LINE, [text, ""]), HOUSE.score(CUBE, ["", text])
+    assert time.perf_counter() - start < 12
+
+
+# ---------------------------------------------------------------- embedded items
+@pytest.mark.parametrize("task", [STR, HOUSE], ids=["strbuild", "housebuild"])
+def test_items(task):
+    assert len(task.train) >= 200 and len(task.eval) >= 50
+    key = "rows" if task is STR else "layers"
+    keys = [json.dumps(item[key]) for item in task.train + task.eval]
+    assert len(set(keys)) == len(keys)
+    again = type(task)()
+    assert again.train == task.train and again.eval == task.eval
+    assert all(task.parse(copy.deepcopy(item)) == item for item in task.train + task.eval)
+    assert json.loads(json.dumps(task.train)) == task.train
+
+
+def test_houses_vary():
+    items = HOUSE.train + HOUSE.eval
+    sizes = {HOUSE.plan(item)[0] for item in items}
+    assert len(sizes) > 30 and {w for w, *_ in sizes} == {3, 4, 5, 6} and {h for _, h, _ in sizes} == {3, 4, 5}
+    assert {item["spider_damage"] for item in items} == {0, 5, 10}
+    assert len({tuple(item["legend"].values()) for item in items}) > 20
+
+
+def test_font():
+    art = "\n".join(
+        STR.plan({**LINE, "rows": row})[1] and "/".join(row) for row in [i["rows"] for i in STR.train + STR.eval]
+    )
+    assert ".###./#...#/#####/#...#/#...#" in art and "#####/..#../..#../..#../#####" in art  # A and I
+    widths = {len(item["rows"][0]) for item in STR.train + STR.eval}
+    assert widths == {5, 12} and all(len(item["rows"]) == 5 for item in STR.train)
+
+
+# ---------------------------------------------------------------- policies
+def test_strbuild_policies():
+    rng = random.Random(0)
+    for item in STR.train + STR.eval:
+        assert STR.score(item, ["", ""])[0] == -0.5
+        reward, info = STR.score(item, str_team(item))
+        assert reward == 2.0 and reward >= STR.success and info["success"] == 1.0
+        assert all(other == 0 for _, other in info["counts"])  # within the caps
+        for agent in (0, 1):  # the other palette is never shown, and the cap stops short of the word
+            texts = ["", ""]
+            texts[agent] = str_lone(item, agent, STR.cap(item, agent))
+            lone, cells = STR.score(item, texts)[0], len(str_cells(item))
+            assert lone == pytest.approx(2 * min(1, STR.cap(item, agent) / cells) - 0.25) and lone < 1.75 < reward
+        assert STR.score(item, [random_text(rng, STR, item)] * 2)[0] < 1.0
+    mean = sum(STR.score(i, [random_text(rng, STR, i) for _ in "ab"])[0] for i in STR.eval) / len(STR.eval)
+    assert -0.7 < mean < 0.1
+
+
+def test_housebuild_policies():
+    rng, idle, lone, noise = random.Random(0), [], [], []
+    for item in HOUSE.train + HOUSE.eval:
+        reward, info = HOUSE.score(item, house_team(item))
+        assert reward == 1.0 and reward >= HOUSE.success and info["success"] == 1.0
+        assert all(other == 0 and run <= 12 for run, other in info["counts"])
+        free = dict(item, max_commands=10**6)  # not even without a cap
+        limits = HOUSE.plan(item)[3]
+        lone.append(HOUSE.score(free, [house_lone(item, limits), ""])[0])
+        cells = Counter(house_cells(item).values())
+        lost = sum(n - limits[block] for block, n in cells.items())
+        size = HOUSE.plan(item)[0]
+        assert lost > 0 and lone[-1] == pytest.approx(1 - lost / (size[0] * size[1] * size[2])) and lone[-1] < reward
+        idle.append(HOUSE.score(item, ["", ""])[0])
+        harm = 0.1 * min(1, item["spider_damage"] / item["player_hp"])
+        assert idle[-1] == pytest.approx(1 - sum(cells.values()) / (size[0] * size[1] * size[2]) - harm)
+        noise.append(HOUSE.score(item, [random_text(rng, HOUSE, item) for _ in "ab"])[0])
+    means = [sum(values) / len(values) for values in (idle, noise, lone)]
+    assert 0.1 < means[0] < 0.2 and means[1] < 0.5 and 0.7 < means[2] < 0.85
+
+
+# ---------------------------------------------------------------- observations and feedback
+def test_observations():
+    item = STR.eval[0]
+    one, two = STR.observe(item)
+    assert "oak_planks, stone." in one and "obsidian" not in one and "white_concrete, obsidian." in two
+    for term in ("2 x", "1.5 x", "touching", "0.25", "4 turns", "complete new build", str(STR.cap(item, 0))):
+        assert term in one
+    cells = [line for line in one.splitlines() if line.startswith("y=")]
+    told = [(int(x), int(line[2])) for line in cells for x in line.split(": ")[1].split()]
+    assert told == str_cells(item)
+    for house in HOUSE.eval:
+        text = HOUSE.observe(house)[1]
+        built = {}
+        for line in [line for line in text.splitlines() if line.startswith("y=")]:
+            span, boxes = line[2:].split(": ")
+            low, high = int(span.split("-")[0]), int(span.split("-")[-1])
+            for box in boxes.split(", "):
+                letter, x1, z1, x2, z2 = box.split()
+                for y in range(low, high + 1):
+                    for x in range(int(x1), int(x2) + 1):
+                        built |= {(x, y, z): house["legend"][letter] for z in range(int(z1), int(z2) + 1)}
+        assert built == house_cells(house)
+        assert ("spiders" in text) == (house["spider_damage"] > 0)
+    assert "turns" not in envs.StrBuild(num_turns=1).observe(item)[0]
+
+
+def test_perfect_feedback_repairs_any_build():
+    rng = random.Random(3)
+    for item in STR.train[:100]:
+        grid = STR.build(item, [random_text(rng, STR, item) for _ in "ab"])[0]
+        fixed = {c: b for c, b in (grid | STR.needs(item, grid)).items() if b != "air"}
+        own = [{c: b for c, b in fixed.items() if b in p} for p in item["blocks"]]
+        texts = [str_text({c[:2]: b for c, b in cells.items()}) for cells in own]
+        info = STR.score(dict(item, max_commands=999), texts)[1]
+        assert (info["coverage"], info["extra"], info["adjacency"]) == (1.0, 0.0, 0.0)
+        assert STR.needs(item, STR.build(item, str_team(item))[0]) == {}
+    for item in HOUSE.train[:100]:
+        grid = HOUSE.build(item, [random_text(rng, HOUSE, item) for _ in "ab"])[0]
+        fixed = {c: b for c, b in (grid | HOUSE.needs(item, grid)).items() if b != "air"}
+        assert fixed == house_cells(item)
+
+
+def test_feedback_kinds():
+    texts = ["/setblock 0 1 0 stone\nhello", "/setblock 3 0 0 obsidian"]
+    told = {}
+    for kind in ("position", "score", "perfect"):
+        task = envs.StrBuild(feedback=kind)
+        told[kind] = task.feedback(LINE, texts, task.score(LINE, texts)[1], 0)
+        assert told[kind][0].startswith("Turn 1: 1 of your commands ran, 1 lines did not.")
+        assert told[kind][1].startswith("Turn 1: 1 of your commands ran, 0 lines did not.")
+        assert all("setblock" not in text for text in told[kind])
+    assert "missing y=1: 1 2 3" in told["position"][0] and "extra y=0: 3" in told["position"][0]
+    assert "stone" not in told["position"][1] and "coverage 0.25" in told["score"][0] and "y=" not in told["score"][0]
+    assert "air y=0: 3" in told["perfect"][0]
+    assert STR.feedback_kind == "position" and HOUSE.feedback_kind == "score"
+    house = envs.HouseBuild(feedback="perfect")
+    text = house.feedback(CUBE, ["", ""], house.score(CUBE, ["", ""])[1], 2)[0]
+    assert "Turn 3" in text and "y=0: bricks 0 0 1 1" in text and "hp 0.50" in text
+    house = envs.HouseBuild(feedback="position")
+    actions = ["/fill 0 0 0 1 1 0 bricks", ""]
+    text = house.feedback(CUBE, actions, house.score(CUBE, actions)[1], 0)[1]
+    assert "y=0-1: missing 0 1 1 1" in text and "y=1: extra 1 0 1 0" in text and "bricks" not in text
+    with pytest.raises(ValueError, match="--feedback nice: task strbuild takes position, score, perfect"):
+        envs.StrBuild(feedback="nice")
+
+
+def test_render():
+    lines = STR.render(LINE, ["/setblock 0 1 0 stone", "/setblock 3 0 0 obsidian"]).splitlines()
+    assert lines[:2] == ["####|b...", "....|...d"] and "b stone" in lines[2]
+    lines = HOUSE.render(CUBE, ["/fill 0 0 0 1 0 0 bricks", ""]).splitlines()
+    assert lines == ["BB|BB  B.|..", "BB|..  BB|..", "B bricks"]
+
+
+# ---------------------------------------------------------------- datasets
+PUBLIC = {
+    "task_id": "h1",
+    "inventory": {"C": "minecraft:stone", "A": ["air"]},
+    "target_spec": {"layers": [["CC"], ["CA"]]},
+}
+
+
+def test_public_house_format():
+    item = HOUSE.parse(PUBLIC)
+    assert item["layers"] == [["CC"], ["CA"]] and item["legend"] == {"C": "minecraft:stone", "A": "air"}
+    assert (item["player_hp"], item["spider_damage"], item["limited_resource"], item["max_commands"]) == (
+        5,
+        0,
+        True,
+        600,
+    )
+    assert HOUSE.score(item, ["/fill 0 0 0 1 0 0 stone", "/fill 0 1 0 0 1 0 stone"])[0] == 1.0
+    spec = {"layers": [{"y": 1, "rows": ["C."]}, {"y": 0, "rows": ["CC"]}]}
+    assert HOUSE.parse(PUBLIC | {"target_spec": spec})["layers"] == [["CC"], ["C."]]
+    assert HOUSE.parse(PUBLIC | {"max_commands": 8})["max_commands"] == 8
+
+
+@pytest.mark.parametrize(
+    "change, field",
+    [
+        ({"inventory": None}, "legend"),
+        ({"inventory": {"CC": "stone"}}, "legend"),
+        ({"inventory": {"C": 3}}, "legend"),
+        ({"inventory": {"C": []}}, "legend"),
+        ({"target_spec": 3}, "layers"),
+        ({"target_spec": {}}, "layers"),
+        ({"target_spec": {"layers": []}}, "layers"),
+        ({"target_spec": {"layers": [[]]}}, "layers"),
+        ({"target_spec": {"layers": [["CC"], ["C"]]}}, "layers"),
+        ({"target_spec": {"layers": [["CC"], ["CC", "CC"]]}}, "layers"),
+        ({"target_spec": {"layers": [["CX"]]}}, "layers"),
+        ({"target_spec": {"layers": [[["C"]]]}}, "layers"),
+        ({"target_spec": {"layers": [{"y": 1, "rows": ["C"]}]}}, "layers"),
+        ({"player_hp": -1}, "player_hp"),
+        ({"spider_damage": "much"}, "spider_damage"),
+        ({"spider_damage": float("nan")}, "spider_damage"),
+        ({"limited_resource": 1}, "limited_resource"),
+        ({"max_commands": 0}, "max_commands"),
+        ({"max_commands": 2.5}, "max_commands"),
+    ],
+)
+def test_bad_house_rows(change, field):
+    with pytest.raises(ValueError, match=f"field {field}"):
+        HOUSE.parse(PUBLIC | change)
+
+
+@pytest.mark.parametrize(
+    "change, field",
+    [
+        ({"rows": "###"}, "rows"),
+        ({"rows": ["##", "#"]}, "rows"),
+        ({"rows": [".."]}, "rows"),
+        ({"rows": ["#a"]}, "rows"),
+        ({"rows": [3]}, "rows"),
+        ({"blocks": [["stone"]]}, "blocks"),
+        ({"blocks": [["stone"], []]}, "blocks"),
+        ({"blocks": [["stone"], ["a b"]]}, "blocks"),
+        ({"max_commands": True}, "max_commands"),
+        ({"max_commands": "9"}, "max_commands"),
+    ],
+)
+def test_bad_strbuild_rows(change, field):
+    with pytest.raises(ValueError, match=f"field {field}"):
+        STR.parse(LINE | change)
+
+
+def test_odd_datasets_are_scored_and_rendered():
+    item = STR.parse({"rows": ["#"], "blocks": [["a{0}"], ["b"]], "max_commands": 1})
+    for kind in ("position", "score", "perfect"):
+        task = envs.StrBuild(feedback=kind)
+        task.feedback(item, ["", ""], task.score(item, ["", ""])[1], 0), task.render(item, ["", ""])
+    wide = dict(LINE, blocks=[[f"a{i}" for i in range(60)], ["b"]])
+    assert STR.render(wide, ["", ""]) and STR.observe(wide)
+
+
+def test_speed():
+    rng = random.Random(0)
+    for task, team in ((STR, str_team), (HOUSE, house_team)):
+        start, episodes = time.process_time(), 250
+        for i in range(episodes):
+            item = task.train[i % len(task.train)]
+            for turn in range(4):
+                actions = team(item) if turn % 2 else [random_text(rng, task, item) for _ in "ab"]
+                task.feedback(item, actions, task.score(item, actions)[1], turn)
+        assert (time.process_time() - start) * 10_000 / episodes < 60
