@@ -1268,7 +1268,7 @@ class StrBuild(Game):
     column x is cell (x, H-1-r, 0). A lone agent has both palettes."""
 
     name, fields, verbs = "strbuild", ("rows", "blocks", "max_commands"), {"setblock": GAME_INTEGER * 3 + r"(\S+).*"}
-    reward_shift, max_reward, success, max_new_tokens = -2.0, 2.0, 2.0, 160
+    reward_shift, max_reward, success, max_new_tokens = -2.0, 2.0, 2.0, 256
 
     def items(self):
         """Words of one or two letters, two columns apart: all letters, short words, initials; 320 and 80 held out."""
@@ -1346,7 +1346,7 @@ class HouseBuild(Game):
 
     name, feedback_kinds = "housebuild", ("score", "position", "perfect")
     verbs = {"fill": GAME_INTEGER * 6 + r"(\S+)", "kill": ".*"}
-    reward_shift, max_reward, success, max_new_tokens = -1.0, 1.0, 1.0, 192
+    reward_shift, max_reward, success, max_new_tokens = -1.0, 1.0, 1.0, 256
 
     def items(self):
         """Generated houses, 320 and 80 held out; either half (cut at x = (width + 1) // 2) keeps within the limits."""
