@@ -10,6 +10,7 @@ import builtins
 import contextlib
 import ctypes
 import dis
+import errno
 import functools
 import gc
 import glob
@@ -24,6 +25,7 @@ import queue
 import random
 import re
 import resource
+import shutil
 import signal
 import socket
 import string
@@ -31,6 +33,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import types
 import warnings
@@ -47,33 +50,37 @@ class UserError(ValueError):
 
 # ================================================= command line =================================================
 def command_line(args_class, main):
-    """Run main(args) on the flags; a UserError ends it with one line and exit code 2."""
+    """Run main(args) on the flags; what the user can mend ends it with one line and exit code 2, what the run itself
+    met (a full disk, a number that is not finite) with one line and exit code 1."""
     import_module("transformers").utils.logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # no line for each retry without a network
     import_module("torch").backends.cuda.matmul.allow_tf32 = True
     try:
         main(parse_args(args_class))
-    except UserError as error:
-        import_module("tqdm").tqdm.write(f"error: {error}", file=sys.stderr)  # not into the middle of a bar
-        sys.exit(2)
+    except (UserError, FloatingPointError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        say(f"error: {error}")
+        sys.exit(2 if isinstance(error, UserError) else 1)
+
+
+def say(text):
+    """Print one line to stderr, above a progress bar if there is one."""
+    import_module("tqdm").tqdm.write(" ".join(text.split()), file=sys.stderr)
 
 
 def parse_args(args_class, argv=None):
-    """Checked args of a command line. With --resume: the run's own; only how long and how watched may change."""
+    """Checked args of a command line; with --resume, the run's own are the defaults (see `read_checkpoint`)."""
     tyro = import_module("tyro")
     args = tyro.cli(args_class, args=argv)
     if args.resume:
-        if not list(Path(args.resume).glob("checkpoint_*.pt")):
-            raise UserError(f"--resume {args.resume}: must be the folder of a run that has a checkpoint")
-        saved = json.loads(Path(args.resume, "args.json").read_text())
-        if saved["exp_name"] != args.exp_name:
-            raise UserError(f"--resume {args.resume}: is a run of {saved['exp_name']}, not of {args.exp_name}")
-        saved = args_class(**saved | {"resume": args.resume})
-        args = tyro.cli(args_class, args=argv, default=saved)
-        free = ("total_env_steps", "eval_every", "save_every", "track", "device")
-        changed = [name for name, value in asdict(args).items() if name not in free and value != getattr(saved, name)]
-        if changed:
-            raise UserError(f"--resume {args.resume}: the run has other values of {', '.join(changed)}")
+        try:
+            saved = json.loads(Path(args.resume, "args.json").read_text())
+            if saved["exp_name"] != args.exp_name:
+                raise UserError(f"--resume {args.resume}: is a run of {saved['exp_name']}, not of {args.exp_name}")
+            args = tyro.cli(args_class, args=argv, default=args_class(**saved | {"resume": args.resume}))
+        except (OSError, KeyError, TypeError, json.JSONDecodeError):
+            raise UserError(f"--resume {args.resume}: must be the folder of a run, with its args.json") from None
     numbers = {k: v for k, v in asdict(args).items() if type(v) in (int, float) and k != "reward_shift"}
     at_least_0 = ("seed", "vf_coef", "gamma", "gae_lambda", "eval_every", "save_every")
     group, kind = getattr(args, "num_generations", 1), getattr(args, "baseline", "none")
@@ -101,12 +108,19 @@ def is_device(name):
         return False
 
 
+def run_folder(args):
+    """runs/{run_name}, or the folder that --resume names."""
+    name = args.run_name or f"{args.task}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    return Path(args.resume or f"runs/{name}")
+
+
 def open_run(run_dir, args, global_step):
     """TensorBoard writer of a new run, or of one resumed at global_step; writes args.json, starts wandb if asked."""
     if run_dir.exists() and not args.resume:
         raise UserError(f"--run-name {run_dir.name}: {run_dir} exists; give another name, or --resume {run_dir}")
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2))
+    with replacing(run_dir / "args.json") as path:
+        path.write_text(json.dumps(asdict(args), indent=2))
     if args.track:
         optional("wandb").init(project="collm", name=run_dir.name, config=asdict(args), sync_tensorboard=True)
     board = import_module("torch.utils.tensorboard")
@@ -114,6 +128,64 @@ def open_run(run_dir, args, global_step):
     table = "".join(f"|{name}|{value}|\n" for name, value in asdict(args).items())
     writer.add_text("hyperparameters", "|name|value|\n|-|-|\n" + table)
     return writer
+
+
+def stop_signal():
+    """An event that Ctrl-C or SIGTERM sets; the second such signal ends the process at once."""
+    event = threading.Event()
+
+    def handle(number, frame):
+        say("stopping after this iteration")
+        event.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, handle)
+        signal.signal(signal.SIGTERM, handle)
+    return event
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """A path to write a file or a folder at, which takes the place of `path` once it is whole."""
+    temp = path.with_name(f"{path.name}.tmp")
+    try:
+        shutil.rmtree(temp, ignore_errors=True)  # what a killed run left
+        yield temp
+        if path.is_dir():
+            shutil.rmtree(path)
+        temp.replace(path)
+    except Exception as error:  # torch and safetensors have their own for a full disk
+        raise UserError(f"{path}: can not be written, what was saved before stays: {error}") from error
+
+
+def write_checkpoint(run_dir, iteration, state):
+    """Write checkpoint_{iteration}.pt; keep the last two."""
+    with replacing(run_dir / f"checkpoint_{iteration:06d}.pt") as path:
+        import_module("torch").save(state, path)
+    for old in sorted(run_dir.glob("checkpoint_*.pt"))[:-2]:
+        old.unlink()
+
+
+def read_checkpoint(run_dir, args, models, device):
+    """The newest checkpoint of a run that can be read. UserError if none can, or if it is of other args or models: only
+    how long a run goes on, and how it is watched, may change."""
+    for path in sorted(run_dir.glob("checkpoint_*.pt"), reverse=True):
+        try:
+            state = import_module("torch").load(path, map_location=device, weights_only=True)
+            break
+        except Exception as error:  # a truncated file raises any of a dozen
+            say(f"warning: {path} can not be read, falling back to the one before: {error}")
+    else:
+        raise UserError(f"--resume {run_dir}: no checkpoint there that can be read")
+    free = ("total_env_steps", "eval_every", "save_every", "track", "device", "resume", "run_name")
+    now = {name: value for name, value in asdict(args).items() if name not in free}
+    if changed := [name for name in now if now[name] != state["args"].get(name)]:
+        raise UserError(f"--resume {run_dir}: the run has other values of {', '.join(changed)}")
+    for k, (model, (weights, _)) in enumerate(zip(models, state["models"], strict=True)):
+        if {n: x.shape for n, x in model.state_dict().items()} != {n: x.shape for n, x in weights.items()}:
+            raise UserError(f"--resume {run_dir}: its model {k} has other shapes than --model {args.model} gives")
+    return state
 
 
 def optional(name):
@@ -164,6 +236,7 @@ class Task:
     fields = ()  # what a dataset row must have
     feedback_kinds = ()  # what --feedback takes, the default first
     parallel = False  # whether scoring in threads pays (`score_batch`)
+    reward_time = 0.0  # seconds spent in `score_batch` so far
 
     def __init__(self, num_agents=2, num_turns=None, dataset=None, feedback=None):
         if num_agents not in (1, 2):
@@ -1452,7 +1525,11 @@ def make(name, num_agents=2, num_turns=None, dataset=None, feedback=None):
 
 def score_batch(task, items, actions):
     """[task.score(item, action)] of many joint actions; in threads where the task says that it pays."""
-    if not task.parallel or len(items) < 2:
-        return [task.score(item, action) for item, action in zip(items, actions, strict=True)]
-    with ThreadPoolExecutor(max_workers=min(len(items), 2 * (os.cpu_count() or 1))) as pool:
-        return list(pool.map(task.score, items, actions))
+    start = time.monotonic()
+    if task.parallel:
+        with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
+            scores = list(pool.map(task.score, items, actions))
+    else:
+        scores = list(map(task.score, items, actions))
+    task.reward_time += time.monotonic() - start
+    return scores

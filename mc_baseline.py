@@ -13,7 +13,7 @@ one GPU:  python mc_baseline.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct --actor
 # V vocabulary, D width, b rows of a microbatch, n response tokens in it, k rows that are still being decoded.
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +45,8 @@ class Args:
     """agents in the team (N); 1 is the single-agent special case"""
     num_turns: int | None = None
     """turns of an episode (T); the task's own by default"""
+    feedback: str | None = None
+    """what a game tells after a turn: position, score or perfect; the task's own by default"""
     total_env_steps: int = 4000
     """joint actions to train for"""
     num_envs: int = 64
@@ -320,9 +322,9 @@ def microbatches(lengths: list[int], budget: int):
     yield rows
 
 
-def update(episodes, agents, num_turns: int, args: Args, rng: np.random.Generator) -> dict[str, list[float]]:
+def update(episodes, agents, num_turns: int, args: Args, iteration: int) -> dict[str, list[float]]:
     """One gradient step of each model for each minibatch of whole episodes. Metrics [agent], means over minibatches."""
-    metrics, device = [], agents[0].model.device
+    metrics, device, rng = [], agents[0].model.device, np.random.default_rng([args.seed, iteration])
     groups = np.arange(len(episodes)).reshape(-1, args.num_generations)  # (B / K, K)
     for index in np.split(rng.permutation(groups), args.num_minibatches):
         mb = [episodes[k] for k in index.flatten()]
@@ -345,7 +347,7 @@ def update(episodes, agents, num_turns: int, args: Args, rng: np.random.Generato
                 loss = -(logp * advantages[:, rows, i]).sum() / live.sum()
                 loss.backward()
                 logps[:, rows, i] = logp.detach()
-            norms.append(optimize(f"agent {i}", agent, args.max_grad_norm))
+            norms.append(optimize(f"iteration {iteration}, agent {i}", agent, args.max_grad_norm))
         num_tokens = logps.new_tensor([sum(t >= 0 for e in mb for t in e.turns[i]) for i in range(len(agents))])  # (N,)
         ended = [[e.tokens[i][-1] in agent.eos for e in mb] for i, agent in enumerate(agents)]  # [agent][episode]
         metrics.append({
@@ -361,31 +363,32 @@ def update(episodes, agents, num_turns: int, args: Args, rng: np.random.Generato
 # =================================================== evaluate ===================================================
 def evaluate(task: envs.Task, agents: list[Agent], args: Args, device) -> tuple[dict[str, float], list[Episode]]:
     """Metrics over eval_samples episodes of each held-out item, after each turn and at the end; and the episodes."""
-    generator = torch.Generator(device).manual_seed(args.seed)
+    start, generator = time.time(), torch.Generator(device).manual_seed(args.seed)
     items = [x for x in task.eval[: args.eval_episodes // args.eval_samples] for _ in range(args.eval_samples)]
     batches = [items[k : k + args.num_envs] for k in range(0, len(items), args.num_envs)]
     episodes = [e for batch in batches for e in rollout(task, batch, agents, args, generator)]
     metrics = {"episodic_return": sum(sum(e.rewards) for e in episodes) / len(episodes)}
+    metrics["tokens"] = sum(t >= 0 for e in episodes for turns in e.turns for t in turns) / len(episodes)
+    metrics["time"] = (time.time() - start) / len(episodes)  # of an episode among num_envs parallel ones
     metrics |= task.summarize([e.infos for e in episodes], args.eval_samples)
     return {f"eval/{name}": value for name, value in metrics.items()}, episodes
 
 
 # ================================================== checkpoint ==================================================
-def save(run_dir: Path, agents: list[Agent], models: list[nn.Module], counters: dict[str, int]) -> None:
-    """Export the agents to agent_{i}/, then write checkpoint_{iteration}.pt aside and rename it; keep the last two."""
+def save(run_dir: Path, agents: list[Agent], models: list[nn.Module], args: Args, iteration: int, global_step: int):
+    """Export the agents to agent_{i}/, then write a checkpoint; what is there gives way only to what is whole."""
     for i, agent in enumerate(agents):
-        agent.model.save_pretrained(run_dir / f"agent_{i}")
-        agent.tokenizer.save_pretrained(run_dir / f"agent_{i}")
-    state = {**counters, "models": [(x.state_dict(), x.optimizer.state_dict()) for x in models]}
-    torch.save(state, run_dir / "checkpoint.tmp")
-    (run_dir / "checkpoint.tmp").replace(run_dir / f"checkpoint_{counters['iteration']:06d}.pt")
-    for old in sorted(run_dir.glob("checkpoint_*.pt"))[:-2]:
-        old.unlink()
+        with envs.replacing(run_dir / f"agent_{i}") as folder:
+            agent.model.save_pretrained(folder)
+            agent.tokenizer.save_pretrained(folder)
+    state = {"iteration": iteration, "global_step": global_step, "args": asdict(args)}
+    state["models"] = [(x.state_dict(), x.optimizer.state_dict()) for x in models]
+    envs.write_checkpoint(run_dir, iteration, state)
 
 
-def load(run_dir: Path, models: list[nn.Module], device: torch.device) -> tuple[int, int]:
-    """(iteration, global_step) of the newest checkpoint, models and optimizers put back as they were."""
-    state = torch.load(max(run_dir.glob("checkpoint_*.pt")), map_location=device, weights_only=True)
+def load(run_dir: Path, models: list[nn.Module], args: Args, device: torch.device) -> tuple[int, int]:
+    """(iteration, global_step) of the newest good checkpoint, models and optimizers put back as they were."""
+    state = envs.read_checkpoint(run_dir, args, models, device)
     for model, (weights, optimizer) in zip(models, state["models"], strict=True):
         model.load_state_dict(weights)
         model.optimizer.load_state_dict(optimizer)
@@ -395,17 +398,17 @@ def load(run_dir: Path, models: list[nn.Module], device: torch.device) -> tuple[
 # ===================================================== main =====================================================
 def main(args: Args) -> None:
     """Train, evaluate and save one team."""
-    task = envs.make(args.task, args.num_agents, args.num_turns, args.dataset)
+    task = envs.make(args.task, args.num_agents, args.num_turns, args.dataset, args.feedback)
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device)
     torch.manual_seed(args.seed)
     names = args.model * args.num_agents if len(args.model) == 1 else args.model
     agents = [Agent(name, args, device) for name in names]
     models = agents
-    name = args.run_name or f"{args.task}__{args.exp_name}__{args.seed}__{int(time.time())}"
-    run_dir = Path(args.resume or f"runs/{name}")
-    iteration, global_step = load(run_dir, models, device) if args.resume else (0, 0)
+    run_dir = envs.run_folder(args)
+    iteration, global_step = load(run_dir, models, args, device) if args.resume else (0, 0)
     writer = envs.open_run(run_dir, args, global_step)
     generator, start_time, start_step = torch.Generator(device), time.time(), global_step
+    stop = envs.stop_signal()  # Ctrl-C or SIGTERM: save after this iteration, and end
     scalars, fresh = {}, not args.resume  # fresh: this step is not evaluated and saved yet
     bar = tqdm(total=args.total_env_steps, initial=global_step, unit="step")
     while True:
@@ -419,19 +422,18 @@ def main(args: Args) -> None:
             scalars |= metrics
         for name, value in scalars.items():
             writer.add_scalar(name, value, global_step)
-        if fresh and (done or (iteration and iteration % (args.save_every or 10**9) == 0)):
+        if fresh and (done or stop.is_set() or iteration % (args.save_every or 10**9) == 0):
             writer.flush()
-            save(run_dir, agents, models, {"iteration": iteration, "global_step": global_step})
-        if done:
+            save(run_dir, agents, models, args, iteration, global_step)
+        if done or stop.is_set():
             break
-        rng = np.random.default_rng([args.seed, iteration])  # so that a resumed run needs no random state
-        generator.manual_seed(int(rng.integers(2**62)))
+        generator.manual_seed(args.seed << 32 | iteration)  # so that a resumed run needs no random state
         items = envs.sample(task.train, args.num_envs // args.num_generations, args.seed, iteration)
         items = [item for item in items for _ in range(args.num_generations)]
-        rollout_start = time.time()
+        rollout_start, reward_time = time.time(), task.reward_time
         episodes = rollout(task, items, agents, args, generator)
         update_start = time.time()
-        metrics = update(episodes, agents, task.num_turns, args, rng)
+        metrics = update(episodes, agents, task.num_turns, args, iteration)
         end = time.time()
         num_steps = sum(len(e.rewards) for e in episodes)
         fresh, iteration, global_step = True, iteration + 1, global_step + num_steps
@@ -444,11 +446,12 @@ def main(args: Args) -> None:
             "charts/tokens_per_second": num_steps * sum(metrics["charts/response_length"]) / (end - rollout_start),
             "charts/peak_memory_gb": envs.peak_memory_gb(device),
             "time/rollout": update_start - rollout_start,
+            "time/reward": task.reward_time - reward_time,  # a part of the rollout
             "time/update": end - update_start,
         }
         bar.set_postfix({"return": scalars["charts/episodic_return"], "SPS": scalars["charts/SPS"]}, refresh=False)
         bar.update(num_steps)
-    bar.write(f"the agents are in {run_dir}/agent_0 to agent_{args.num_agents - 1}")
+    bar.write(f"the agents are in {run_dir}/agent_0 to agent_{args.num_agents - 1}, at step {global_step}")
     bar.close()
     writer.close()
 

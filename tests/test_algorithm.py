@@ -82,7 +82,7 @@ def record_gradients(script, monkeypatch):
 
 def run_update(script, episodes, agents, critics, args, num_turns=3):
     team = (agents,) if script is mc_baseline else (agents, critics)
-    return script.update(episodes, *team, num_turns, args, np.random.default_rng(0))
+    return script.update(episodes, *team, num_turns, args, 0)
 
 
 def responses(episode, i):

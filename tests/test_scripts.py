@@ -158,8 +158,8 @@ def test_a_checkpoint_counts_only_once_the_agents_are_exported(elsewhere, monkey
         raise OSError("No space left on device")
 
     monkeypatch.setattr(agents[0].tokenizer, "save_pretrained", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        collm_cc.save(elsewhere, agents, agents, {"iteration": 3, "global_step": 5})
+    with pytest.raises(envs.UserError, match="agent_0: can not be written, .*: No space"):
+        collm_cc.save(elsewhere, agents, agents, args, 3, 5)
     assert not list(elsewhere.glob("checkpoint_*"))
 
 
@@ -207,6 +207,17 @@ BAD = [
     (collm_dc, ["--seed", "-1"], r"--seed -1: must be at least 0"),
     (collm_dc, ["--device", "tpu7"], r"--device tpu7: must be "),
     (collm_dc, ["--resume", "runs/none"], r"--resume runs/none: must be the folder of a run"),
+    (collm_dc, ["--feedback", "score"], r"--feedback score: task coding takes none"),
+    (
+        collm_dc,
+        ["--task", "strbuild", "--feedback", "x"],
+        r"--feedback x: task strbuild takes position, score, perfect",
+    ),
+    (mc_baseline, ["--task", "tldr", "--dataset", "humaneval"], r"--dataset humaneval: "),
+    (mc_baseline, ["--baseline", "rloo", "--num-generations", "1"], r"--num-generations 1: must be at least 2"),
+    (mc_baseline, ["--num-generations", "0"], r"--num-generations 0: must be above 0"),
+    (collm_cc, ["--microbatch-tokens", "0"], r"--microbatch-tokens 0: must be above 0"),
+    (collm_cc, ["--max-grad-norm", "inf"], r"--max-grad-norm inf: must be above 0"),
     (collm_dc, ["--track"], r"pip install wandb"),
 ]
 
@@ -232,12 +243,10 @@ def test_without_a_network_the_hub_client_does_not_log_each_retry(monkeypatch):
 
 def test_resume_refuses_other_arguments_and_other_scripts(elsewhere, monkeypatch, capsys):
     folder = str(train(collm_cc, "first", total_env_steps=1, seed=3))
-    for script, flags, said in [
-        (collm_cc, ["--seed", "4", "--gamma", "0.5"], "has other values of seed, gamma"),
-        (collm_dc, [], "is a run of collm_cc, not of collm_dc"),
-    ]:
-        with pytest.raises(envs.UserError, match=said):
-            envs.parse_args(script.Args, ["--resume", folder, *flags])
+    with pytest.raises(envs.UserError, match="is a run of collm_cc, not of collm_dc"):
+        envs.parse_args(collm_dc.Args, ["--resume", folder])
+    with pytest.raises(envs.UserError, match="has other values of seed, gamma"):
+        collm_cc.main(envs.parse_args(collm_cc.Args, ["--resume", folder, "--seed", "4", "--gamma", "0.5"]))
     args = envs.parse_args(collm_cc.Args, ["--resume", folder, "--total-env-steps", "9"])
     assert (args.seed, args.num_envs, args.total_env_steps) == (3, 4, 9)
     with pytest.raises(envs.UserError, match=r"--run-name first: runs/first exists"):

@@ -1,0 +1,142 @@
+"""Runs that are killed, stopped, out of disk, out of numbers, or resumed from what is broken."""
+
+import json
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from kill_and_resume import differences, family, gone, kill_and_resume, start, state, wait_for_events
+from test_scripts import ROOT, SCRIPTS, elsewhere, train  # noqa: F401
+
+import collm_cc
+import collm_dc
+import envs
+import mc_baseline
+
+
+def test_killed_runs_go_on_as_if_nothing_had_happened(tmp_path):
+    kills, wrong = kill_and_resume("mc_baseline", tmp_path, kills=2, total_env_steps=60)
+    assert kills >= 1 and not wrong
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_ends_the_run(number, tmp_path):
+    run, folder = start("collm_cc", tmp_path, "one", "--total-env-steps", "100000"), tmp_path / "runs/one"
+    wait_for_events(run, folder, 0)
+    pids = family(run.pid)
+    run.send_signal(number)
+    error = run.communicate(timeout=60)[1]
+    assert run.returncode == 0, error
+    assert "stopping after this iteration" in error and "Traceback" not in error
+    assert state(folder)["global_step"] < 1000
+    assert gone(pids)
+
+
+def resumed(script, folder, **changes):
+    saved = json.loads((folder / "args.json").read_text())
+    script.main(script.Args(**saved | {"resume": str(folder)} | changes))
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", None])
+def test_a_broken_checkpoint_falls_back_to_the_one_before(damage, elsewhere, capsys):  # noqa: F811
+    whole = train(collm_cc, "whole", total_env_steps=24, save_every=1)
+    part = train(collm_cc, "part", total_env_steps=16, save_every=1)
+    newest = max(part.glob("checkpoint_*.pt"))
+    newest.write_bytes(damage(newest.read_bytes())) if damage else newest.unlink()
+    capsys.readouterr()
+    resumed(collm_cc, part, total_env_steps=24)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert (len(said) == 1 and newest.name in said[0]) or damage is None
+    assert not [name for name in differences(whole, part) if "eval/" not in name]  # part was evaluated at its first end
+    for path in part.glob("checkpoint_*.pt"):
+        path.write_bytes(b"PK")
+    with pytest.raises(envs.UserError, match="no checkpoint there that can be read"):
+        resumed(collm_cc, part)
+
+
+def test_a_checkpoint_of_other_arguments_is_refused(elsewhere):  # noqa: F811
+    two, one = (
+        train(collm_cc, "two", total_env_steps=1),
+        train(collm_cc, "one", total_env_steps=1, num_agents=1, seed=2),
+    )
+    for path in one.glob("checkpoint_*.pt"):
+        shutil.copy(path, two)
+    with pytest.raises(envs.UserError, match="--resume runs/two: the run has other values of seed, num_agents$"):
+        resumed(collm_cc, two)
+
+
+def test_a_model_of_another_shape_is_refused(elsewhere, other_model):  # noqa: F811
+    shutil.copytree(ROOT / "models/tiny", "model")
+    folder = train(collm_dc, "shape", total_env_steps=1, model=["model"])
+    shutil.rmtree("model")
+    shutil.copytree(other_model, "model")
+    with pytest.raises(envs.UserError, match="--resume runs/shape: its model 0 has other shapes than --model"):
+        resumed(collm_dc, folder)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(elsewhere, monkeypatch, capsys):  # noqa: F811
+    folder = train(collm_cc, "disk", total_env_steps=1)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "events" not in path.name}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    argv = ["collm_cc", "--resume", str(folder), "--total-env-steps", "20"]
+    monkeypatch.setattr(sys, "argv", argv)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))  # a file can not grow beyond: EFBIG, as for ENOSPC
+    try:
+        with pytest.raises(SystemExit) as stop:
+            envs.command_line(collm_cc.Args, collm_cc.main)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert stop.value.code == 2 and len(error) == 1
+    assert "can not be written, what was saved before stays" in error[0]
+    after = {path: path.read_bytes() for path in before}
+    assert {path for path in before if before[path] != after[path]} <= {folder / "args.json"}  # more steps were asked
+    resumed(collm_cc, folder, total_env_steps=20)
+    assert not list(folder.glob("*.tmp"))
+
+
+NAN = {
+    "agent": (mc_baseline, "logprobs", r"iteration 1, agent 0: the gradient norm is nan"),
+    "critic": (collm_dc, "Critic.forward", r"iteration 1, critic of agents \[0\]: the gradient norm is nan"),
+    "joint": (collm_cc, "Critic.forward", r"iteration 1, critic of agents \[0, 1\]: the gradient norm is nan"),
+}
+
+
+@pytest.mark.parametrize("case", NAN)
+def test_what_is_not_finite_stops_the_run_and_is_named(case, elsewhere, monkeypatch, capsys):  # noqa: F811
+    script, function, said = NAN[case]
+    folder = train(script, "nan", total_env_steps=1)
+    good = state(folder)
+    owner, name = (script.Critic, "forward") if "." in function else (script, function)
+    original = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args, **kwargs: original(*args, **kwargs) * torch.nan)
+    argv = [script.__name__, "--resume", str(folder), "--total-env-steps", "50", "--save-every", "1"]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit) as stop:
+        envs.command_line(script.Args, script.main)
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert stop.value.code == 1 and len(error) == 1
+    assert re.search(said, error[0]), error
+    after = state(folder)
+    assert all(torch.equal(good[k], after[k]) if torch.is_tensor(good[k]) else good[k] == after[k] for k in good)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_args_json_that_is_not_one(script, elsewhere):  # noqa: F811
+    folder = Path("runs/broken")
+    folder.mkdir(parents=True)
+    for text in ("", "[]", "{}", '{"exp_name": "%s", "no_such": 1}' % script.__name__):  # noqa: UP031
+        (folder / "args.json").write_text(text)
+        with pytest.raises(envs.UserError, match="must be the folder of a run, with its args.json"):
+            envs.parse_args(script.Args, ["--resume", str(folder)])
+
+
+def test_the_kill_script_has_a_command_line():
+    run = subprocess.run([sys.executable, "tests/kill_and_resume.py", "--help"], capture_output=True, text=True)
+    assert run.returncode == 0 and "--kills" in run.stdout
