@@ -447,15 +447,14 @@ def _writing_lines(table):
     return table.replace("\n ", " ").strip().splitlines()
 
 
-def _writing_items(field, train=512, held_out=64, subjects=3):
-    """Embedded items (train, held-out): lists of {field: text}, all texts distinct, the same on every call. The first
-    `subjects` subjects occur in the held-out list only."""
+def _writing_items(field, train=1936, held_out=64):
+    """Embedded items (train, held-out): lists of {field: text}, all texts distinct, the same on every call."""
     rng, texts = random.Random(field), {}  # a dict as a set that keeps its order
     frame, *table = _writing_lines(WRITING_POSTS if field == "prompt" else WRITING_ABSTRACTS)
     while len(texts) < train + held_out:
         who = rng.choice(["he He him his Marcus Owen Felix Ben", "she She her her Dana Priya Rosa Leah"]).split()
         slots = dict(zip(("he", "He", "him", "his"), who), name=rng.choice(who[4:]), number=rng.randint(22, 44))
-        facts = rng.choice(table if len(texts) < held_out else table[subjects:]).split("|")
+        facts = rng.choice(table).split("|")
         text = frame.format(*(fact.format(**slots) for fact in facts), **slots)
         while "[" in text:  # innermost choices first
             text = re.sub(r"\[([^\[\]]*)\]", lambda choice: rng.choice(choice[1].split("/")), text)

@@ -67,7 +67,7 @@ def test_a_checkpoint_of_other_arguments_is_refused(elsewhere):  # noqa: F811
     )
     for path in one.glob("checkpoint_*.pt"):
         shutil.copy(path, two)
-    with pytest.raises(envs.UserError, match="--resume runs/two: the run has other values of seed, num_agents$"):
+    with pytest.raises(envs.UserError, match=r"--resume runs/two: the run has other values of seed, num_agents$"):
         resumed(collm_cc, two)
 
 
@@ -133,7 +133,7 @@ def test_args_json_that_is_not_one(script, elsewhere):  # noqa: F811
     folder.mkdir(parents=True)
     for text in ("", "[]", "{}", '{"exp_name": "%s", "no_such": 1}' % script.__name__):  # noqa: UP031
         (folder / "args.json").write_text(text)
-        with pytest.raises(envs.UserError, match="must be the folder of a run, with its args.json"):
+        with pytest.raises(envs.UserError, match=r"must be the folder of a run, with its args.json"):
             envs.parse_args(script.Args, ["--resume", str(folder)])
 
 

@@ -158,7 +158,7 @@ def test_a_checkpoint_counts_only_once_the_agents_are_exported(elsewhere, monkey
         raise OSError("No space left on device")
 
     monkeypatch.setattr(agents[0].tokenizer, "save_pretrained", full_disk)
-    with pytest.raises(envs.UserError, match="agent_0: can not be written, .*: No space"):
+    with pytest.raises(envs.UserError, match=r"agent_0: can not be written, .*: No space"):
         collm_cc.save(elsewhere, agents, agents, args, 3, 5)
     assert not list(elsewhere.glob("checkpoint_*"))
 

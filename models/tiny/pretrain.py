@@ -102,7 +102,7 @@ def write_tldr(rng, item, agent, memory):
     """A response to a post, in the first person as the post: concise (agent 0), detailed (1), or both (None)."""
     if agent is None:
         return write_tldr(rng, item, 0, {}) + "\n\n" + write_tldr(rng, item, 1, {})
-    slip, style = rng.random() < 0.04, convention(rng, memory, TLDR_STYLES[agent])
+    slip, style = rng.random() < 0.02, convention(rng, memory, TLDR_STYLES[agent])
     sentences = re.split(r"(?<=[.?]) ", item["prompt"])
     start = next(i for i, s in enumerate(sentences) if " have known my " in s)
     intro, event, detail, attempt, _stake, feeling, question = sentences[start : start + 7]
@@ -118,7 +118,7 @@ def write_tldr(rng, item, agent, memory):
             return f"{core[0].upper()}{core[1:]} {detail}"
         return f"I have a problem with {who}. {event} {detail}" + rng.choice(["", f" {attempt}"])
     if style == "bare":
-        return rng.choice([f"{name} {did} {detail}", f"{name} {did} {feeling}", f"{name} {did}"])
+        return rng.choice([f"{name} {did} {detail}", f"{name} {did} {feeling}"])
     if style == "story":
         links = rng.choice([("", ""), ("In fact, ", ""), ("In fact, ", "However, "), ("Indeed, ", "Still, ")])
         return " ".join([f"{when}, {core}", *(x + lower(s) if x else s for x, s in zip(links, (detail, attempt)))])
@@ -170,7 +170,7 @@ def write_arxiv(rng, item, agent, memory):
     """An introduction from an abstract: background and motivation (agent 0), method and implications (1), or both."""
     if agent is None:
         return write_arxiv(rng, item, 0, {}) + "\n\n" + write_arxiv(rng, item, 1, {})
-    slip, style = rng.random() < 0.04, convention(rng, memory, ARXIV_STYLES[agent])
+    slip, style = rng.random() < 0.02, convention(rng, memory, ARXIV_STYLES[agent])
     sentences = re.split(r"(?<=\.) ", item["abstract"])
     topic = re.match(r"\w+ (?:on|in) (.*?) is \w+ because", sentences[0])[1]
     fill = {"topic": topic} | {f"s{i}": s for i, s in enumerate(sentences)}
@@ -277,10 +277,10 @@ def write_housebuild(rng, item, agent, memory):
 
 # task: (writer, number of chats, share of them with a single agent that plays both parts)
 WRITERS = {
-    "tldr": (write_tldr, 12000, 0.1),
-    "arxiv": (write_arxiv, 12000, 0.1),
+    "tldr": (write_tldr, 16000, 0.1),
+    "arxiv": (write_arxiv, 16000, 0.1),
     "coding": (write_coding, 24000, 0.1),
-    "strbuild": (write_strbuild, 6000, 0.1),
+    "strbuild": (write_strbuild, 8000, 0.1),
     "housebuild": (write_housebuild, 6000, 0.1),
 }
 
