@@ -39,6 +39,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 
 class UserError(ValueError):
@@ -1141,13 +1142,21 @@ def run_tests(problem, aux, main, call_seconds=2.0, seconds=10.0):
 
 
 # =================================================== games ====================================================
-# A coordinate. ASCII digits only: int() alone also takes "1_0" and other scripts; what cannot lie in a box fails here.
-GAME_INTEGER = r"(?:\+|-(?=0+\s))?0*(0|[1-9][0-9]{0,8})\s+"
 # Our 5x5 letters: five rows from the top, each a base-32 digit whose bits are its columns from the left (E = .###.).
 STR_FONT = """A EHVHH B UHUHU C FGGGF D UHHHU E VGUGV F VGUGG G FGJHF H HHVHH I V444V J 7222C K HIKIH L GGGGV M HRLHH
 N HPLJH O EHHHE P UHUGG Q EHLID R UHUIH S FGE1U T V4444 U HHHHE V HHHA4 W HHLRH X HA4AH Y HA444 Z V248V"""
 STR_WORDS = "AD AH AM AN AS AT AX BE BY DO GO HA HE HI IF IN IS IT LO ME MY NO OF OH OK ON OR OX SO TO UP US WE YE"
 HOUSE_BLOCKS = {"B": "bricks", "D": "dirt", "O": "oak_planks", "S": "stone", "C": "clay", "G": "glass", "A": "air"}
+
+
+class GamePlan(NamedTuple):
+    """What an item of either game asks for and allows."""
+
+    size: tuple  # (w, h, d): cells of the box along x, y (upwards) and z
+    design: dict  # {(x, y, z): block} of the solid cells to build
+    allowed: list  # for each agent {block: cells it may fill in a turn}, air among them
+    chars: dict  # {block: character in texts}
+    harm: float  # what spiders take from the reward if nobody kills them
 
 
 def game_need(ok, field, what):
@@ -1162,17 +1171,34 @@ def game_lines(text):
     lines = (parts[1] if len(parts) == 3 else text).splitlines()
     if len(parts) == 3 and lines and re.fullmatch(r"[\w.+#-]+", lines[0].strip()):
         del lines[0]  # the fence's language
-    for line in lines:
-        line = re.sub(r"^(?:[-*]|[0-9]+[.)])", "", line.strip()).strip()
-        if line:
-            yield line.removeprefix("/")
+    lines = (re.sub(r"^(?:[-*]|[0-9]+[.)])", "", line.strip()).strip() for line in lines)
+    return [line.removeprefix("/") for line in lines if line]
+
+
+def game_fill(words, grid, left, size):
+    """Fill a box of the grid by the words x1 y1 z1 x2 y2 z2 block and take its cells from what is left of the block.
+    False, with nothing done, if they are other words, the box is not within size, or too little is left."""
+    *corners, block = words or [""]
+    block = block.removeprefix("minecraft:")
+    # ASCII digits only: int() alone also takes "1_0" and other scripts, and fails on thousands of leading zeros
+    found = [re.fullmatch(r"\+?0*([0-9]{1,9})|-0+", word) for word in corners]
+    if len(found) != 6 or not all(found):
+        return False
+    xyz = [int(match[1] or 0) for match in found]
+    spans = [range(min(ends), max(ends) + 1) for ends in zip(xyz[:3], xyz[3:])]
+    volume = math.prod(map(len, spans))
+    if volume > left.get(block, 0) or any(span.stop > n for span, n in zip(spans, size)):
+        return False
+    left[block] -= volume
+    grid.update(dict.fromkeys(itertools.product(*spans), block))
+    return True
 
 
 def str_texture(block):
     """What looks alike: strbuild's adjacency term compares textures, not ids."""
     if block.endswith(("planks", "wood")):
         return "wood"
-    stone = block in ("stone", "cobblestone", "stone_bricks") or block.endswith(("_stone", "_stone_bricks"))
+    stone = block == "cobblestone" or f"_{block}".endswith(("_stone", "_stone_bricks"))
     return "stone" if stone else "concrete" if block.endswith("_concrete") else block
 
 
@@ -1197,9 +1223,9 @@ class Game(Task):
     """Base of the building games: runs commands on a voxel grid. Every turn is a complete new build, so a joint action
     alone decides its reward. After it, agents are told how many of their own lines ran and: `position`, which cells are
     missing, extra or of a wrong block; `score`, the reward's terms; `perfect`, terms and what each wrong cell needs.
-    Subclasses add verbs {command: pattern of the rest of its line}; plan(item) -> (box (w, h, d), {(x, y, z): block} of
-    the solid design, ids of each agent, {id: cells an agent may fill}, {id: character}, harm by spiders); brief(item,
-    agent, cap), an observation's rest; needs(item, grid) -> {wrong cell: its block}; spell({cell: label}) -> text."""
+
+    A subclass names its commands in `verbs` and writes plan(item) -> GamePlan; brief(item, agent, cap), the rest of an
+    observation; needs(item, grid) -> {wrong cell: block that it should be}; spell({cell: label}) -> text."""
 
     num_turns, feedback_kinds = 4, ("position", "score", "perfect")
 
@@ -1210,28 +1236,17 @@ class Game(Task):
     def build(self, item, actions):
         """Run all commands of agent 0, then of agent 1: ({(x, y, z): solid block}, number of kills, [(commands run,
         other lines) of each agent]). Takes any text, in time linear in its length."""
-        (size, _, ids, limits, *_), grid, kills, counts = self.plan(item), {}, 0, []
+        plan, grid, kills, counts = self.plan(item), {}, 0, []
         for agent, text in enumerate(actions):
-            cap, run, lines, left = self.cap(item, agent), 0, 0, dict(limits)
-            blocks = {"air", *(ids[agent] if self.num_agents > 1 else ids[0] + ids[1])}
-            for lines, line in enumerate(game_lines(text), 1):  # noqa: B007
-                verb, *rest = line.split(None, 1) or [""]
-                if not (match := run < cap and re.fullmatch(self.verbs.get(verb.lower(), "(?!)"), "".join(rest))):
-                    continue
-                if match.lastindex:
-                    *xyz, block = match.groups()
-                    block, xyz = block.removeprefix("minecraft:"), [int(v) for v in xyz]
-                    spans = [range(min(a, b), max(a, b) + 1) for a, b in zip(xyz[:3], xyz[-3:])]
-                    volume, inside = (
-                        math.prod(map(len, spans)),
-                        all(span.stop <= n for span, n in zip(spans, size)),
-                    )
-                    if not inside or block not in blocks or volume > left.get(block, math.inf):
-                        continue
-                    left[block] = left.get(block, math.inf) - volume
-                    grid.update(dict.fromkeys(itertools.product(*spans), block))
-                run, kills = run + 1, kills + (verb.lower() == "kill")
-            counts.append((run, lines - run))
+            lines, cap, left, run = game_lines(text), self.cap(item, agent), dict(plan.allowed[agent]), 0
+            for line in lines:
+                verb, *words = line.split(None, 8) or [""]
+                verb = verb.lower()
+                if verb == "setblock":
+                    words = words[:3] + words[:4]  # a box of one cell; what follows the block is ignored
+                runs = run < cap and verb in self.verbs and (verb == "kill" or game_fill(words, grid, left, plan.size))
+                run, kills = run + runs, kills + (runs and verb == "kill")
+            counts.append((run, len(lines) - run))
         return {cell: block for cell, block in grid.items() if block != "air"}, kills, counts
 
     def observe(self, item):
@@ -1241,7 +1256,6 @@ class Game(Task):
         return [f"{role} the target.{turns}\n{self.brief(item, i, self.cap(item, i))}" for i, role in enumerate(roles)]
 
     def feedback(self, item, actions, info, turn):
-        """What each agent is told after `turn` (from 0): how its own lines did, then how the team did."""
         grid, needs = info["grid"], self.needs(item, info["grid"])
         told = ", ".join(f"{k} {v:.2f}" for k, v in info.items() if isinstance(v, float) and k != "success")
         if self.feedback_kind == "position":
@@ -1254,11 +1268,13 @@ class Game(Task):
 
     def render(self, item, actions):
         """Target|result, a character for each block: a wall from the front, else layers from y = 0 with z downwards."""
-        ((w, h, d), design, *_, chars, _), (grid, *_) = self.plan(item), self.build(item, actions)
-        planes = [[[(x, y, z) for x in range(w)] for z in range(d)] for y in range(h)]
-        planes = [[row for (row,) in reversed(planes)]] if d == 1 else planes
-        show = [[["".join(chars.get(b.get(c), ".") for c in row) for b in (design, grid)] for row in p] for p in planes]
-        lines = ["  ".join(map("|".join, row)) for row in zip(*show)]
+        (w, h, d), design, _, chars, _ = self.plan(item)
+        grid, lines = self.build(item, actions)[0], []
+        for row in [[(y, z) for y in range(h)] for z in range(d)] if d > 1 else [[(y, 0)] for y in reversed(range(h))]:
+            pairs = [[[cells.get((x, y, z)) for x in range(w)] for cells in (design, grid)] for y, z in row]
+            lines.append(
+                "  ".join("|".join("".join(chars.get(b, ".") for b in line) for line in pair) for pair in pairs)
+            )
         return "\n".join([*lines, ", ".join(f"{char} {block}" for block, char in chars.items())])
 
 
@@ -1267,7 +1283,7 @@ class StrBuild(Game):
     Item: {"rows": top-down strings of # and ., "blocks": [agent 0's ids, agent 1's ids], "max_commands": int}; row r,
     column x is cell (x, H-1-r, 0). A lone agent has both palettes."""
 
-    name, fields, verbs = "strbuild", ("rows", "blocks", "max_commands"), {"setblock": GAME_INTEGER * 3 + r"(\S+).*"}
+    name, fields, verbs = "strbuild", ("rows", "blocks", "max_commands"), ("setblock",)
     reward_shift, max_reward, success, max_new_tokens = -2.0, 2.0, 2.0, 256
 
     def items(self):
@@ -1292,12 +1308,17 @@ class StrBuild(Game):
         game_need(type(cap) is int and cap > 0, "max_commands", "must be whole and positive")
         return {field: row[field] for field in self.fields}
 
+    def palettes(self, item):
+        """[builder] -> ids of its blocks."""
+        return [[b.removeprefix("minecraft:") for b in ids if b.split(":")[-1] != "air"] for ids in item["blocks"]]
+
     def plan(self, item):
-        h, rows = len(item["rows"]), enumerate(item["rows"])
+        h, rows, palettes = len(item["rows"]), enumerate(item["rows"]), self.palettes(item)
         design = {(x, h - 1 - r, 0): "#" for r, row in rows for x, char in enumerate(row) if char == "#"}
-        ids = [[b.removeprefix("minecraft:") for b in p if b.split(":")[-1] != "air"] for p in item["blocks"]]
-        chars = {"#": "#"} | dict(zip(dict.fromkeys(ids[0] + ids[1]), string.ascii_letters))
-        return (len(item["rows"][0]), h, 1), design, ids, {}, chars, 0.0
+        palettes = palettes if self.num_agents > 1 else [palettes[0] + palettes[1]]
+        allowed = [dict.fromkeys([*ids, "air"], math.inf) for ids in palettes]
+        chars = {"#": "#"} | dict(zip(dict.fromkeys(itertools.chain(*palettes)), string.ascii_letters))
+        return GamePlan((len(item["rows"][0]), h, 1), design, allowed, chars, 0.0)
 
     def spell(self, labels, between="; "):
         rows = {}
@@ -1306,36 +1327,36 @@ class StrBuild(Game):
         return between.join(f"{row} {' '.join(xs)}" for row, xs in rows.items())
 
     def brief(self, item, agent, cap):
-        (w, h, _), design, ids, *_ = self.plan(item)
+        plan = self.plan(item)
         return (
             f"Reply with at most {cap} lines `/setblock x y 0 block`."
-            f" Your blocks: {', '.join(ids[agent] if self.num_agents > 1 else ids[0] + ids[1])}.\n"
+            f" Your blocks: {', '.join(block for block in plan.allowed[agent] if block != 'air')}.\n"
             "Reward: 2 x share of target cells filled - 1.5 x share of other cells filled - share of touching pairs of"
             " one texture (wood, stone, concrete, else the block) - 0.25 for each builder not showing all its blocks.\n"
-            f"x 0-{w - 1}, y 0-{h - 1} (up). Target, the x in each row:\n"
-        ) + self.spell(dict.fromkeys(design, ""), "\n")
+            f"x 0-{plan.size[0] - 1}, y 0-{plan.size[1] - 1} (up). Target, the x in each row:\n"
+        ) + self.spell(dict.fromkeys(plan.design, ""), "\n")
 
     def score(self, item, actions):
         """2 cover - 1.5 extra - adj - 0.25 miss: -0.5 for nothing, 2 for a perfect build."""
-        (grid, _, counts), (size, target, ids, *_) = self.build(item, actions), self.plan(item)
-        hit, seen = len(grid.keys() & target), {cell: str_texture(block) for cell, block in grid.items()}
+        (grid, _, counts), plan, palettes = self.build(item, actions), self.plan(item), self.palettes(item)
+        hit, seen = len(grid.keys() & plan.design), {cell: str_texture(block) for cell, block in grid.items()}
         pairs = [t == seen[n] for (x, y, z), t in seen.items() for n in ((x + 1, y, z), (x, y + 1, z)) if n in seen]
-        info = {"iou": hit / max(1, len(grid.keys() | target)), "coverage": hit / max(1, len(target))}
+        info = {"iou": hit / max(1, len(grid.keys() | plan.design)), "coverage": hit / max(1, len(plan.design))}
         info["adjacency"] = sum(pairs) / max(1, len(pairs))
-        info["extra"] = (len(grid) - hit) / max(1, math.prod(size) - len(target))
-        info["palette"] = sum(set(palette) <= set(grid.values()) for palette in ids) / len(ids)
+        info["extra"] = (len(grid) - hit) / max(1, math.prod(plan.size) - len(plan.design))
+        info["palette"] = sum(set(ids) <= set(grid.values()) for ids in palettes) / len(palettes)
         reward = 2 * info["coverage"] - 1.5 * info["extra"] - info["adjacency"] + 0.5 * info["palette"] - 0.5
         info |= {"score": 50 * reward, "success": float(reward >= self.success)}
         return reward, info | {"grid": grid, "counts": counts}
 
     def needs(self, item, grid):
-        _, target, ids, *_ = self.plan(item)
+        target, blocks = self.plan(item).design, {block for ids in self.palettes(item) for block in ids}
         needs, want = dict.fromkeys(grid.keys() - target, "air"), {c: grid[c] for c in target if c in grid}
         for x, y, z in target:
             near = ((x - 1, y, z), (x + 1, y, z), (x, y - 1, z), (x, y + 1, z))
             near, used = {str_texture(want[c]) for c in near if c in want}, Counter(want.values())
             if (x, y, z) not in want or str_texture(want[x, y, z]) in near:  # greedy: leaves only `palette` short
-                needs[x, y, z] = want[x, y, z] = min((str_texture(b) in near, used[b], b) for b in ids[0] + ids[1])[2]
+                needs[x, y, z] = want[x, y, z] = min((str_texture(b) in near, used[b], b) for b in blocks)[2]
         return needs
 
 
@@ -1344,8 +1365,7 @@ class HouseBuild(Game):
     {"legend": {letter: id or air}, "layers": [[rows of y=0], ...] (layers[y][z][x]), "player_hp": number,
     "spider_damage": number, "limited_resource": bool, "max_commands": int}. A lone agent has both agents' limits."""
 
-    name, feedback_kinds = "housebuild", ("score", "position", "perfect")
-    verbs = {"fill": GAME_INTEGER * 6 + r"(\S+)", "kill": ".*"}
+    name, feedback_kinds, verbs = "housebuild", ("score", "position", "perfect"), ("fill", "kill")
     reward_shift, max_reward, success, max_new_tokens = -1.0, 1.0, 1.0, 256
 
     def items(self):
@@ -1383,10 +1403,10 @@ class HouseBuild(Game):
         field, spec = "layers (or target_spec.layers)", spec.get("layers") if isinstance(spec, dict) else None
         game_need(isinstance(spec, list) and spec, field, "must be a list of layers, y = 0 first")
         seen = dict((str(v.get("y", y)), v.get("rows")) if type(v) is dict else (str(y), v) for y, v in enumerate(spec))
-        layers = [seen.get(str(y)) for y in range(len(seen))]
-        ok = all(isinstance(rows, list) and all(isinstance(r, str) and r for r in rows) for rows in layers)
+        layers = [seen.get(str(y)) for y in range(len(spec))]
+        rows = [row for layer in layers for row in (layer if isinstance(layer, list) else [None])]
+        ok = all(isinstance(row, str) and row for row in rows)
         game_need(ok, field, 'must be lists of rows (strings), or {"y", "rows"} with y = 0, 1, 2, ...')
-        rows = [row for layer in layers for row in layer]
         game_need(len({*map(len, layers)}) == len({*map(len, rows)}) == 1, field, "must be of one size")
         game_need(set("".join(rows)) <= set(legend), field, "has a letter that is not in the legend (or inventory)")
         item = {"legend": {k: v for k, v in legend.items() if k not in " ." or k in "".join(rows)}, "layers": layers}
@@ -1399,15 +1419,16 @@ class HouseBuild(Game):
         return item
 
     def plan(self, item):
-        layers, ids = item["layers"], {char: id_.removeprefix("minecraft:") for char, id_ in item["legend"].items()}
+        layers, ids = item["layers"], {char: block.removeprefix("minecraft:") for char, block in item["legend"].items()}
         rows = ((y, z, row) for y, layer in enumerate(layers) for z, row in enumerate(layer))
         design = {(x, y, z): ids[char] for y, z, row in rows for x, char in enumerate(row) if ids[char] != "air"}
         chars, count = {block: char for char, block in ids.items() if block != "air"}, Counter(design.values())
-        harm = 0.1 * max(0.0, min(1.0, item["spider_damage"] / item["player_hp"])) if item["player_hp"] > 0 else 0.0
-        limits = {
-            b: (3 - self.num_agents) * (-(-count[b] // 2) + count[b] // 4) for b in chars if item["limited_resource"]
-        }
-        return (len(layers[0][0]), len(layers), len(layers[0])), design, [list(chars)] * 2, limits, chars, harm
+        limits = {block: (3 - self.num_agents) * (-(-count[block] // 2) + count[block] // 4) for block in chars}
+        allowed = (limits if item["limited_resource"] else dict.fromkeys(chars, math.inf)) | {"air": math.inf}
+        harm = 0.1 * min(1.0, item["spider_damage"] / item["player_hp"]) if item["player_hp"] > 0 else 0.0
+        return GamePlan(
+            (len(layers[0][0]), len(layers), len(layers[0])), design, [allowed] * self.num_agents, chars, harm
+        )
 
     def spell(self, labels, between="; "):
         lines = {}
@@ -1416,7 +1437,8 @@ class HouseBuild(Game):
         return between.join(f"{y}: {', '.join(line)}" for y, line in lines.items())
 
     def brief(self, item, agent, cap):
-        (w, h, d), design, _, limits, chars, harm = self.plan(item)
+        (w, h, d), design, allowed, chars, harm = self.plan(item)
+        limits = allowed[agent] if item["limited_resource"] else {}
         blocks = ", ".join(f"{char} {block} {limits.get(block, '')}".rstrip() for block, char in chars.items())
         return (
             f"Reply with at most {cap} lines `/fill x1 y1 z1 x2 y2 z2 block` (box, both corners included) or `/kill`.\n"
@@ -1427,15 +1449,19 @@ class HouseBuild(Game):
 
     def score(self, item, actions):
         """Share of cells as designed, minus the spiders' harm if nobody killed them: 1 for a perfect build."""
-        (grid, kills, counts), (size, design, *_, harm) = self.build(item, actions), self.plan(item)
-        hit, union = len(grid.items() & design.items()), len(grid.keys() | design)
-        match, hurt = (hit + math.prod(size) - union) / math.prod(size), 0.0 if kills else harm
+        (grid, kills, counts), plan = self.build(item, actions), self.plan(item)
+        hit, union, volume = (
+            len(grid.items() & plan.design.items()),
+            len(grid.keys() | plan.design),
+            math.prod(plan.size),
+        )
+        match, hurt = (hit + volume - union) / volume, 0.0 if kills else plan.harm
         info = {"match": match, "iou": hit / max(1, union), "hp": 1 - 10 * hurt, "kill": float(kills > 0)}
         info |= {"score": 100 * (match - hurt), "success": float(match - hurt >= self.success)}
         return match - hurt, info | {"grid": grid, "counts": counts}
 
     def needs(self, item, grid):
-        design = self.plan(item)[1]
+        design = self.plan(item).design
         return {c: design.get(c, "air") for c in grid.keys() | design if grid.get(c) != design.get(c)}
 
 
