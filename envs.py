@@ -370,31 +370,14 @@ earthquake forecasting|records are short|a point process with memory|[seven/nine
 """
 
 
-def _writing_lines(table):
+def writing_lines(table):
     """Entries of a table, one a line; a line that starts with a space continues the one before."""
     return table.replace("\n ", " ").strip().splitlines()
 
 
-def _writing_items(field, train=512, held_out=64, subjects=3):
-    """Embedded items (train, held-out): lists of {field: text}, all texts distinct, the same on every call. The first
-    `subjects` subjects occur in the held-out list only."""
-    rng, texts = random.Random(field), {}  # a dict as a set that keeps its order
-    frame, *table = _writing_lines(WRITING_POSTS if field == "prompt" else WRITING_ABSTRACTS)
-    while len(texts) < train + held_out:
-        who = rng.choice(["he He him his Marcus Owen Felix Ben", "she She her her Dana Priya Rosa Leah"]).split()
-        slots = dict(zip(("he", "He", "him", "his"), who), name=rng.choice(who[4:]), number=rng.randint(22, 44))
-        facts = rng.choice(table if len(texts) < held_out else table[subjects:]).split("|")
-        text = frame.format(*(fact.format(**slots) for fact in facts), **slots)
-        while "[" in text:  # innermost choices first
-            text = re.sub(r"\[([^\[\]]*)\]", lambda choice: rng.choice(choice[1].split("/")), text)
-        texts[text] = None
-    items = [{field: text} for text in texts]
-    return items[held_out:], items[:held_out]
-
-
 WRITING_PATTERNS = {
     category: re.compile(r"\b(?:" + phrases.replace(", ", "|").replace(" ", r"\s+") + r")\b")
-    for category, phrases in (entry.split(": ") for entry in " ".join(WRITING_TRANSITIONS.split()).split("; "))
+    for category, phrases in re.findall(r"(\w+): ([^;]+)", " ".join(WRITING_TRANSITIONS.split()))
 }
 
 
@@ -407,7 +390,18 @@ class Writing(Task):
     joint_style = False  # transitions count in both texts, or in text 2 alone
 
     def items(self):
-        return _writing_items(self.fields[0])
+        """576 distinct texts of the grammar: 512 and 64 held out, which alone have its first three subjects."""
+        field, (frame, *subjects), texts = self.fields[0], writing_lines(self.grammar), []
+        rng = random.Random(field)
+        while len(texts) < 576:
+            who = rng.choice(["he He him his Marcus Owen Felix Ben", "she She her her Dana Priya Rosa Leah"]).split()
+            slots = dict(zip(("he", "He", "him", "his"), who), name=rng.choice(who[4:]), number=rng.randint(22, 44))
+            facts = rng.choice(subjects if len(texts) < 64 else subjects[3:]).split("|")
+            text = frame.format(*(fact.format(**slots) for fact in facts), **slots)
+            while "[" in text:  # innermost choices first
+                text = re.sub(r"\[([^\[\]]*)\]", lambda choice: rng.choice(choice[1].split("/")), text)
+            texts += [text] * (text not in texts)
+        return [{field: text} for text in texts[64:]], [{field: text} for text in texts[:64]]
 
     def parse(self, row):
         text = row[self.fields[0]]
@@ -416,7 +410,7 @@ class Writing(Task):
         return {self.fields[0]: text}
 
     def observe(self, item):
-        *pair, single = _writing_lines(self.prompts)
+        *pair, single = writing_lines(self.prompts)
         return [f"{prompt}\n\n{item[self.fields[0]]}" for prompt in (pair if self.num_agents == 2 else [single])]
 
     def _texts(self, actions):
@@ -436,21 +430,20 @@ class Writing(Task):
         jaccard = len(one & two) / len(one | two) if one or two else 1.0
         styled = (" ".join(texts) if self.joint_style else texts[1]).lower()
         found = [category for category, pattern in WRITING_PATTERNS.items() if pattern.search(styled)]
-        style = min(1.0, 0.4 + min(0.05 * (len(found) - 1), 0.6)) if found else 0.0
-        ratio = lengths[1] / lengths[0] if texts[0] else 0.0
-        unique = len(words[1]) / len(words[0]) if words[0] else 0.0
-        sized = self.tokens[0] <= min(tokens) and max(tokens) <= self.tokens[1]
-        shares = [1.0 if sized else -1.0]  # of each level's best; negative fails it
-        for x, (low, best, last, high) in ((ratio, self.ratio), (unique, self.unique)):
+        style = min(1.0, 0.4 + 0.05 * (len(found) - 1)) if found else 0.0
+        ratios = [len(b) / len(a) if a else 0.0 for a, b in (texts, words)]
+        shares = [1.0 if self.tokens[0] <= min(tokens) and max(tokens) <= self.tokens[1] else -1.0]
+        for x, (low, best, last, high) in zip(ratios, (self.ratio, self.unique)):
             shares.append(min(1.0, (x - low) / (best - low), (high - x) / (high - last) if x > last else 1.0))
         shares.append(0.4 * style + 0.6 * min(jaccard / self.jaccard, 1.0))
-        levels = [*itertools.takewhile(lambda share: share >= 0, shares), 0.0, 0.0, 0.0, 0.0][:4]
+        passed = len(list(itertools.takewhile(lambda share: share >= 0, shares)))  # a negative share fails its level
+        levels = shares[:passed] + [0.0] * (4 - passed)
         reward = sum(weight * level for weight, level in zip(self.weights, levels))
         info = {"score": 100 * reward / self.max_reward, "success": float(reward >= self.success)}
         for name, values in (("level", levels), ("tokens", tokens), ("length", lengths)):
             info |= {f"{name}_{i}": float(value) for i, value in enumerate(values, 1)}
-        info |= {"length_ratio": ratio, "unique_ratio": unique, "jaccard": jaccard, "transitions": float(len(found))}
-        return reward, info | {"found": found}
+        info |= {"length_ratio": ratios[0], "unique_ratio": ratios[1], "jaccard": jaccard}
+        return reward, info | {"transitions": float(len(found)), "found": found}
 
     def feedback(self, item, actions, info, turn):
         hints = []
@@ -489,7 +482,7 @@ class Writing(Task):
 class Tldr(Writing):
     """A concise and a detailed summary of a post."""
 
-    name, fields, max_new_tokens = "tldr", ("prompt",), 128
+    name, fields, max_new_tokens, grammar = "tldr", ("prompt",), 128, WRITING_POSTS
     tokens, jaccard = (8, 256), 0.03
     ratio, unique = (1.1, 1.6, 3.2, 5.0), (1.3, 2.0, float("inf"), float("inf"))
     prompts = """
@@ -504,7 +497,7 @@ Summarize this post twice, with a blank line between: one concise paragraph, the
 class Arxiv(Writing):
     """The two halves of a paper's introduction, from its abstract."""
 
-    name, fields, max_new_tokens = "arxiv", ("abstract",), 384
+    name, fields, max_new_tokens, grammar = "arxiv", ("abstract",), 384, WRITING_ABSTRACTS
     tokens, jaccard, joint_style = (128, 256), 0.23, True
     ratio, unique = (0.8, 1.3, 1.6, 2.0), (0.5, 0.7, 1.3, 1.7)
     prompts = """
