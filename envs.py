@@ -400,7 +400,8 @@ class Writing(Task):
             text = frame.format(*(fact.format(**slots) for fact in facts), **slots)
             while "[" in text:  # innermost choices first
                 text = re.sub(r"\[([^\[\]]*)\]", lambda choice: rng.choice(choice[1].split("/")), text)
-            texts += [text] * (text not in texts)
+            if text not in texts:
+                texts.append(text)
         return [{field: text} for text in texts[64:]], [{field: text} for text in texts[:64]]
 
     def parse(self, row):
@@ -679,14 +680,8 @@ def pass_at_k(n, c, k):
 class Coding(Task):
     """Agent 0 writes a helper `aux`, agent 1 the function asked for, unseen by each other (paper, CoopHumanEval)."""
 
-    name = "coding"
-    num_turns = 2
-    reward_shift = -4.0
-    max_reward = 4.0
-    success = 4.0
-    max_new_tokens = 96
-    fields = ("prompt", "entry_point", "test")
-    parallel = True
+    name, fields, num_turns, parallel = "coding", ("prompt", "entry_point", "test"), 2, True
+    reward_shift, max_reward, success, max_new_tokens = -4.0, 4.0, 4.0, 96
 
     def items(self):
         return coding_items()
@@ -711,14 +706,14 @@ class Coding(Task):
         return {field: row[field] for field in self.fields}
 
     def observe(self, item):
-        name, stub = item["entry_point"], item["prompt"].rstrip()
-        one = f"Role: programmer.\nTask: write a helper `aux` and the function `{name}` below, which calls `aux`."
+        name, stub = f"`{item['entry_point']}`", item["prompt"].rstrip()
+        one = "Role: programmer.", f"a helper `aux` and the function {name} below, which calls `aux`", ""
         aux = "Role: helper programmer. Your teammate writes the function below; you can not talk."
-        aux += "\nTask: write a function `aux` that does a useful part of the work."
+        aux = aux, "a function `aux` that does a useful part of the work", " of `aux`"
         main = "Role: main programmer. Your teammate writes a helper `aux` for the function below; you can not talk."
-        main += f"\nTask: write `{name}`, calling `aux` for a part of the work."
-        asked = [(one, "")] if self.num_agents == 1 else [(aux, " of `aux`"), (main, f" of `{name}`")]
-        return [f"{task}\nFormat: only the Python code{part}.\n\n{stub}" for task, part in asked]
+        main = main, f"{name}, calling `aux` for a part of the work", f" of {name}"
+        asked = [one] if self.num_agents == 1 else [aux, main]
+        return [f"{role}\nTask: write {task}.\nFormat: only the Python code{of}.\n\n{stub}" for role, task, of in asked]
 
     def codes(self, item, actions):
         """[what the prompt has before the stub, aux code, main code], which run one after the other. A single agent's
@@ -1129,6 +1124,8 @@ def run_tests(problem, aux, main, call_seconds=2.0, seconds=10.0):
 
 
 # =================================================== games ====================================================
+# Six coordinates and a block. ASCII digits only: int() also takes "1_0" and other scripts, not thousands of zeros.
+GAME_BOX = re.compile(r"(?:\+?0*(0|[1-9][0-9]{0,8})|-0+) " * 6 + r"(\S+)")
 # Our 5x5 letters: five rows from the top, each a base-32 digit whose bits are its columns from the left (E = .###.).
 STR_FONT = """A EHVHH B UHUHU C FGGGF D UHHHU E VGUGV F VGUGG G FGJHF H HHVHH I V444V J 7222C K HIKIH L GGGGV M HRLHH
 N HPLJH O EHHHE P UHUGG Q EHLID R UHUIH S FGE1U T V4444 U HHHHE V HHHA4 W HHLRH X HA4AH Y HA444 Z V248V"""
@@ -1165,15 +1162,11 @@ def game_lines(text):
 def game_fill(words, grid, left, size):
     """Fill a box of the grid by the words x1 y1 z1 x2 y2 z2 block and take its cells from what is left of the block.
     False, with nothing done, if they are other words, the box is not within size, or too little is left."""
-    *corners, block = words or [""]
-    block = block.removeprefix("minecraft:")
-    # ASCII digits only: int() alone also takes "1_0" and other scripts, and fails on thousands of leading zeros
-    found = [re.fullmatch(r"\+?0*([0-9]{1,9})|-0+", word) for word in corners]
-    if len(found) != 6 or not all(found):
+    if not (match := GAME_BOX.fullmatch(" ".join(words))):
         return False
-    xyz = [int(match[1] or 0) for match in found]
-    spans = [range(min(ends), max(ends) + 1) for ends in zip(xyz[:3], xyz[3:])]
-    volume = math.prod(map(len, spans))
+    *xyz, block = match.groups("0")
+    spans = [range(min(ends), max(ends) + 1) for ends in zip(map(int, xyz[:3]), map(int, xyz[3:]))]
+    volume, block = math.prod(map(len, spans)), block.removeprefix("minecraft:")
     if volume > left.get(block, 0) or any(span.stop > n for span, n in zip(spans, size)):
         return False
     left[block] -= volume
@@ -1258,10 +1251,8 @@ class Game(Task):
         (w, h, d), design, _, chars, _ = self.plan(item)
         grid, lines = self.build(item, actions)[0], []
         for row in [[(y, z) for y in range(h)] for z in range(d)] if d > 1 else [[(y, 0)] for y in reversed(range(h))]:
-            pairs = [[[cells.get((x, y, z)) for x in range(w)] for cells in (design, grid)] for y, z in row]
-            lines.append(
-                "  ".join("|".join("".join(chars.get(b, ".") for b in line) for line in pair) for pair in pairs)
-            )
+            views = [[[b.get((x, y, z)) for x in range(w)] for b in (design, grid)] for y, z in row]
+            lines.append("  ".join("|".join("".join(chars.get(b, ".") for b in v) for v in pair) for pair in views))
         return "\n".join([*lines, ", ".join(f"{char} {block}" for block, char in chars.items())])
 
 
@@ -1328,7 +1319,7 @@ class StrBuild(Game):
         (grid, _, counts), plan, palettes = self.build(item, actions), self.plan(item), self.palettes(item)
         hit, seen = len(grid.keys() & plan.design), {cell: str_texture(block) for cell, block in grid.items()}
         pairs = [t == seen[n] for (x, y, z), t in seen.items() for n in ((x + 1, y, z), (x, y + 1, z)) if n in seen]
-        info = {"iou": hit / max(1, len(grid.keys() | plan.design)), "coverage": hit / max(1, len(plan.design))}
+        info = {"iou": hit / max(1, len(grid | plan.design)), "coverage": hit / max(1, len(plan.design))}
         info["adjacency"] = sum(pairs) / max(1, len(pairs))
         info["extra"] = (len(grid) - hit) / max(1, math.prod(plan.size) - len(plan.design))
         info["palette"] = sum(set(ids) <= set(grid.values()) for ids in palettes) / len(palettes)
@@ -1413,9 +1404,8 @@ class HouseBuild(Game):
         limits = {block: (3 - self.num_agents) * (-(-count[block] // 2) + count[block] // 4) for block in chars}
         allowed = (limits if item["limited_resource"] else dict.fromkeys(chars, math.inf)) | {"air": math.inf}
         harm = 0.1 * min(1.0, item["spider_damage"] / item["player_hp"]) if item["player_hp"] > 0 else 0.0
-        return GamePlan(
-            (len(layers[0][0]), len(layers), len(layers[0])), design, [allowed] * self.num_agents, chars, harm
-        )
+        size = len(layers[0][0]), len(layers), len(layers[0])
+        return GamePlan(size, design, [allowed] * self.num_agents, chars, harm)
 
     def spell(self, labels, between="; "):
         lines = {}
@@ -1437,11 +1427,7 @@ class HouseBuild(Game):
     def score(self, item, actions):
         """Share of cells as designed, minus the spiders' harm if nobody killed them: 1 for a perfect build."""
         (grid, kills, counts), plan = self.build(item, actions), self.plan(item)
-        hit, union, volume = (
-            len(grid.items() & plan.design.items()),
-            len(grid.keys() | plan.design),
-            math.prod(plan.size),
-        )
+        hit, union, volume = len(grid.items() & plan.design.items()), len(grid | plan.design), math.prod(plan.size)
         match, hurt = (hit + volume - union) / volume, 0.0 if kills else plan.harm
         info = {"match": match, "iou": hit / max(1, union), "hp": 1 - 10 * hurt, "kill": float(kills > 0)}
         info |= {"score": 100 * (match - hurt), "success": float(match - hurt >= self.success)}
