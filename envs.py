@@ -735,19 +735,18 @@ class Coding(Task):
         has_aux, has_main = coding_defines(aux if self.num_agents > 1 else main, "aux"), coding_defines(main, name)
         calls, wrapper, wasted = coding_use(entry[-1]) if entry else (False, False, False)
         result = {"passed": 0, "total": 0, "error": error, "failures": [], "sandbox_error": False}
-        reward = 0.4 * has_aux + 0.6 * has_main
-        if has_main and tree:
+        reward, runs = 0.4 * has_aux + 0.6 * has_main, has_main and tree is not None
+        if runs:
             result = run_tests(item, aux, main)
         share = result["passed"] / max(1, result["total"])
-        reward += (0.5 + share) * (has_main and tree is not None)
+        reward += (0.5 + share) * runs
         if helped := has_aux and share > 0:
             reward += 0.5 * calls + 1.0 * (calls and not wrapper) - 0.5 * wasted
-        metrics = {"score": 100.0 * reward / self.max_reward, "success": reward >= self.success - 1e-9}
-        metrics |= {"pass@1": share == 1.0, "tests": share}
-        metrics |= {"aux_defined": has_aux, "main_defined": has_main, "syntax": tree is not None}
-        metrics |= {"cooperation": helped and calls and not wrapper, "wrapper": wrapper}
-        metrics |= {"sandbox_error": bool(result["sandbox_error"])}
-        return reward, {**{k: float(v) for k, v in metrics.items()}, "result": {**result, "calls": calls}}
+        info = {"score": 100.0 * reward / self.max_reward, "success": reward >= self.success - 1e-9}
+        info |= {"pass@1": share == 1.0, "tests": share, "aux_defined": has_aux, "main_defined": has_main}
+        info |= {"syntax": tree is not None, "cooperation": helped and calls and not wrapper, "wrapper": wrapper}
+        info = {k: float(v) for k, v in info.items()} | {"sandbox_error": float(result["sandbox_error"])}
+        return reward, info | {"result": result | {"calls": calls}}
 
     def feedback(self, item, actions, info, turn):
         """The first level that is not right yet (definitions, syntax, tests), then how aux is used."""
@@ -780,10 +779,11 @@ class Coding(Task):
 
     def average(self, groups):
         """Adds the unbiased pass@k for k = 1, 2, 4, ... and for all the samples of an item (the fewest of any item)."""
-        n = min(len(group) for group in groups)
-        counts = [(len(group), sum(info["pass@1"] == 1.0 for info in group)) for group in groups]
-        at = {k: [pass_at_k(m, c, k) for m, c in counts] for k in [2**i for i in range(n.bit_length())] + [n]}
-        return {**super().average(groups), **{f"pass@{k}": sum(v) / len(v) for k, v in at.items()}}
+        fewest, summary = min(map(len, groups)), super().average(groups)
+        for k in [*(2**i for i in range(fewest.bit_length())), fewest]:
+            chances = [pass_at_k(len(group), sum(info["pass@1"] == 1.0 for info in group), k) for group in groups]
+            summary[f"pass@{k}"] = sum(chances) / len(chances)
+        return summary
 
 
 # ================================================== sandbox ===================================================
