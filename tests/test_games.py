@@ -87,12 +87,12 @@ def house_lone(item, limits):
 
 
 def random_text(rng, task, item):
-    (w, h, d), _, ids, *_ = task.plan(item)
+    (w, h, d) = task.plan(item).size
 
     def xyz():
         return f"{rng.randrange(w)} {rng.randrange(h)} {rng.randrange(d)}"
 
-    blocks = ids[0] + ids[1]
+    blocks = sorted({block for allowed in task.plan(item).allowed for block in allowed} - {"air"})
     if task.name == "strbuild":
         return "\n".join(f"/setblock {xyz()} {rng.choice(blocks)}" for _ in range(12))
     return "\n".join(f"/fill {xyz()} {xyz()} {rng.choice(blocks)}" for _ in range(8))
@@ -153,6 +153,20 @@ def test_caps_hold():
     assert sorted(STR.build(item, [text, other])[0]) == [(0, 1, 0), (1, 1, 0)]
 
 
+@pytest.mark.parametrize("num_agents", [1, 2])
+def test_limits_and_caps_hold_whatever_is_asked_for(num_agents):
+    rng, task = random.Random(5), envs.HouseBuild(num_agents=num_agents)
+    for item in task.train[:60]:
+        count = Counter(house_cells(item).values())
+        for agent in range(num_agents):
+            texts = [""] * num_agents
+            texts[agent] = "\n".join(random_text(rng, task, item) for _ in range(20))
+            grid, _, counts = task.build(item, texts)
+            assert counts[agent][0] <= item["max_commands"] // num_agents and sum(counts[agent]) == 160
+            for block, n in Counter(grid.values()).items():
+                assert n <= (3 - num_agents) * ((count[block] + 1) // 2 + count[block] // 4)
+
+
 # ---------------------------------------------------------------- parsing
 @pytest.mark.parametrize(
     "line, ok",
@@ -211,8 +225,8 @@ def test_fuzz():
     "text",
     ["/setblock 0 1 0 stone\n" * 1_000_000, "0" * 2_000_000, "setblock " + "0" * 1_000_000 + "x", "`" * 1_000_000,
      "\n" * 2_000_000, "setblock " + "0 " * 1_000_000, "-" * 1_000_000, "fill " + "1 " * 6 + "a" * 1_000_000,
-     "1" * 1_000_000 + ")x", "/fill 0 0 0 1 1 1 bricks\n" * 300_000],
-    ids=range(10),
+     "1" * 1_000_000 + ")x", "/fill 0 0 0 1 1 1 bricks\n" * 300_000, "fill " + ("0" * 200_000 + " ") * 6 + "a b"],
+    ids=range(11),
 )  # fmt: skip
 def test_huge_texts_take_linear_time(text):
     start = time.perf_counter()
@@ -235,16 +249,14 @@ def test_items(task):
 
 def test_houses_vary():
     items = HOUSE.train + HOUSE.eval
-    sizes = {HOUSE.plan(item)[0] for item in items}
+    sizes = {HOUSE.plan(item).size for item in items}
     assert len(sizes) > 30 and {w for w, *_ in sizes} == {3, 4, 5, 6} and {h for _, h, _ in sizes} == {3, 4, 5}
     assert {item["spider_damage"] for item in items} == {0, 5, 10}
     assert len({tuple(item["legend"].values()) for item in items}) > 20
 
 
 def test_font():
-    art = "\n".join(
-        STR.plan({**LINE, "rows": row})[1] and "/".join(row) for row in [i["rows"] for i in STR.train + STR.eval]
-    )
+    art = "\n".join("/".join(item["rows"]) for item in STR.train + STR.eval)
     assert ".###./#...#/#####/#...#/#...#" in art and "#####/..#../..#../..#../#####" in art  # A and I
     widths = {len(item["rows"][0]) for item in STR.train + STR.eval}
     assert widths == {5, 12} and all(len(item["rows"]) == 5 for item in STR.train)
@@ -275,11 +287,11 @@ def test_housebuild_policies():
         assert reward == 1.0 and reward >= HOUSE.success and info["success"] == 1.0
         assert all(other == 0 and run <= 12 for run, other in info["counts"])
         free = dict(item, max_commands=10**6)  # not even without a cap
-        limits = HOUSE.plan(item)[3]
+        limits = HOUSE.plan(item).allowed[0]
         lone.append(HOUSE.score(free, [house_lone(item, limits), ""])[0])
         cells = Counter(house_cells(item).values())
         lost = sum(n - limits[block] for block, n in cells.items())
-        size = HOUSE.plan(item)[0]
+        size = HOUSE.plan(item).size
         assert lost > 0 and lone[-1] == pytest.approx(1 - lost / (size[0] * size[1] * size[2])) and lone[-1] < reward
         idle.append(HOUSE.score(item, ["", ""])[0])
         harm = 0.1 * min(1, item["spider_damage"] / item["player_hp"])
@@ -355,6 +367,22 @@ def test_feedback_kinds():
         envs.StrBuild(feedback="nice")
 
 
+@pytest.mark.parametrize("name", ["strbuild", "housebuild"])
+@pytest.mark.parametrize("kind", ["position", "score", "perfect"])
+def test_feedback_shows_no_command_of_a_teammate(name, kind):
+    rng, task = random.Random(6), envs.make(name, feedback=kind)
+    for item in task.train[:30]:
+        texts = [random_text(rng, task, item) for _ in "ab"]
+        told = [task.feedback(item, texts, task.score(item, texts)[1], 0)]
+        assert not any(line.strip("/") in text for text in told[0] for own in texts for line in own.splitlines())
+        # other words for the same build, and lines that do not run, change nothing for the teammate
+        for agent in (0, 1):
+            other = list(texts)
+            other[1 - agent] = "secret plan\n" + other[1 - agent].replace("/", "- ").replace("fill", "FILL")
+            told = task.feedback(item, texts, task.score(item, texts)[1], 0)[agent]
+            assert task.feedback(item, other, task.score(item, other)[1], 0)[agent] == told
+
+
 def test_render():
     lines = STR.render(LINE, ["/setblock 0 1 0 stone", "/setblock 3 0 0 obsidian"]).splitlines()
     assert lines[:2] == ["####|b...", "....|...d"] and "b stone" in lines[2]
@@ -401,6 +429,7 @@ def test_public_house_format():
         ({"target_spec": {"layers": [["CX"]]}}, "layers"),
         ({"target_spec": {"layers": [[["C"]]]}}, "layers"),
         ({"target_spec": {"layers": [{"y": 1, "rows": ["C"]}]}}, "layers"),
+        ({"target_spec": {"layers": [{"y": 0, "rows": ["C"]}, {"y": 0, "rows": ["A"]}]}}, "layers"),  # twice
         ({"player_hp": -1}, "player_hp"),
         ({"spider_damage": "much"}, "spider_damage"),
         ({"spider_damage": float("nan")}, "spider_damage"),
@@ -432,6 +461,18 @@ def test_bad_house_rows(change, field):
 def test_bad_strbuild_rows(change, field):
     with pytest.raises(ValueError, match=f"field {field}"):
         STR.parse(LINE | change)
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_dataset_file_in_the_public_format(tmp_path, suffix):
+    rows, path = [PUBLIC | {"task_id": f"h{k}"} for k in range(5)], tmp_path / f"houses.{suffix}"
+    path.write_text(json.dumps(rows) if suffix == "json" else "\n".join(map(json.dumps, rows)))
+    task = envs.make("housebuild", dataset=str(path))
+    assert len(task.train) == 4 and task.eval == [HOUSE.parse(PUBLIC)]
+    assert task.score(task.eval[0], ["/fill 0 0 0 1 0 0 stone", "/fill 0 1 0 0 1 0 stone"])[0] == 1.0
+    path.write_text(json.dumps([PUBLIC | {"max_commands": 0}] if suffix == "json" else PUBLIC | {"max_commands": 0}))
+    with pytest.raises(envs.UserError, match=f"houses.{suffix}:1: field max_commands"):
+        envs.make("housebuild", dataset=str(path))
 
 
 def test_odd_datasets_are_scored_and_rendered():
