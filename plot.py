@@ -1,8 +1,8 @@
 # docs: README.md#plotpy
 """Tables, learning curves and pictures of the runs in runs/.
 
-python plot.py                  learning_curves.png and tables.md in results/, from all finished runs in runs/
-python plot.py csv              results/runs.csv: one row for each finished run
+python plot.py                  learning_curves.png, tables.md and runs.csv in results/, from all finished runs in runs/
+python plot.py csv              runs.csv only: one row for each finished run
 python plot.py render runs/NAME results/NAME.png: the last evaluated builds (games) or episodes (other tasks)
 
 Definitions. Start and end: the first and the last held-out evaluation of a run (temperature 1). A run is finished if the
@@ -48,7 +48,7 @@ LEVELS = (50, 70, 90, 95)  # of eval/score, for steps to a level
 @dataclass
 class Args:
     action: tyro.conf.Positional[Literal["all", "csv", "render"]] = "all"
-    """all: tables and learning curves; csv: a row for each run; render: a picture of one run's last episodes"""
+    """all: tables, learning curves and csv; csv: a row for each finished run; render: the last episodes of one run"""
     run: tyro.conf.Positional[Path | None] = None
     """run folder, for render"""
     runs: Path = Path("runs")
@@ -434,8 +434,8 @@ def main(args):
         draw_episodes(read_run(args.run), args.results / f"{args.run.resolve().name}.png")
         return
     runs = read_runs(args.runs)
+    write_csv(runs, args.results / "runs.csv")
     if args.action == "csv":
-        write_csv(runs, args.results / "runs.csv")
         return
     for run in runs:
         if not run.finished:
