@@ -1,15 +1,15 @@
 # docs: README.md#benchmarksh
 """Speed and memory of the scripts beside CoMLRL's and TRL's trainers; `bash benchmark.sh speed` runs it.
 
-The same model folder, prompts, reward, response length (EOS can not be sampled by the peers and ends nothing here: every
-response has R tokens, counted on both sides), episodes, and sampling from the full softmax at temperature 1. Later turns
-append one fixed line of feedback: here to the token history, in CoMLRL to the text, which it encodes anew. One update for
-each batch of episodes; CoMLRL makes one for each turn of it, and in CC steps the critic once for each agent. Every
-measurement is a process of its own, ours and the peer's in turn. Memory is resident and includes all imports.
+The same model folder, prompts, reward, episodes, sampling from the full softmax at temperature 1, and length of every
+response, counted on both sides (the peers can not sample EOS; here it ends nothing). Later turns append a fixed line of
+feedback: here to the token history, in CoMLRL to the text, which it encodes anew. One update for a batch of episodes;
+CoMLRL makes one for each turn of it, and CC steps its critic once for each agent. Every measurement is a process of its
+own, ours and the peer's in turn. Memory is resident and includes all imports.
 
-Utilisation: floating-point operations that the update needs (6 x parameters x tokens, 6 x layers x width x S^2 for causal
-attention, LM head at response positions only; embeddings and padding not counted) in its time, over the rate of a large
-matrix product. Padding: tokens computed that are padding, in prefill and update, on the tasks with default arguments.
+Utilisation: floating-point operations that the update needs (6 x parameters x tokens, 6 x layers x width x S^2 for
+causal attention, LM head at response positions only; embeddings and padding not counted) in its time, over the rate of
+a large matrix product. Padding: share of the tokens computed in prefill and update, default arguments.
 """
 
 import json
@@ -344,9 +344,7 @@ def main(args):
             "prompts": [envs.make("tldr").observe(item) for item in items], "episodes": args.episodes,
             "iterations": args.iterations, "max_new_tokens": args.max_new_tokens, "agents": 2,
         }  # fmt: skip
-        print(
-            f"{args.model}, {args.threads} threads, {args.episodes} episodes an iteration, {args.iterations} iterations,"
-        )
+        print(f"{args.model}, {args.threads} threads, {args.episodes} episodes x {args.iterations} iterations,")
         print(f"responses of {args.max_new_tokens} tokens, {args.repeats} repeats. Seconds are of an iteration.\n")
         compare(base, args)
         real = base | {"model": args.model, "prompts": []}

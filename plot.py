@@ -5,8 +5,8 @@ python plot.py                  learning_curves.png, tables.md and runs.csv in r
 python plot.py csv              runs.csv only: one row for each finished run
 python plot.py render runs/NAME results/NAME.png: the last evaluated builds (games) or episodes (other tasks)
 
-Definitions. Start and end: the first and the last held-out evaluation of a run (temperature 1). A run is finished if the
-last one is at --total-env-steps and no checkpoint is older than it. Runs are pooled over seeds, and only if no argument
+Definitions. Start and end: the first and last held-out evaluation of a run (temperature 1). A run is finished if the last
+one is at --total-env-steps and, where checkpoints are kept, one is newer than it. Runs are pooled over seeds, and only if no argument
 but NOT_A_SETTING differs. Time and tokens of an episode: eval/time (seconds) and eval/tokens (of all responses). Wall
 time: from the first to the last event of each event file, added up, so that a pause before --resume does not count and
 work done twice does. sd: with n - 1. Intervals: 95%, percentile bootstrap of the mean over seeds; with three seeds they
@@ -118,7 +118,7 @@ def read_runs(folder):
 
 
 def settings(run):
-    """The arguments that differ from the script's defaults, as {name: value}. A script that is not here: all of them."""
+    """{name: value} of the arguments that differ from the script's defaults; all if the script is not here."""
     known = (ROOT / f"{run.args['exp_name']}.py").exists()
     defaults = asdict(import_module(run.args["exp_name"]).Args()) if known else {}
     named = {k: v for k, v in run.args.items() if k not in ("task", "exp_name", *NOT_A_SETTING)}
@@ -132,6 +132,11 @@ def label(run):
     name = (ALONE if alone else METHODS).get(run.args["exp_name"], run.args["exp_name"])
     flags = " ".join(f"{k}={' '.join(v) if isinstance(v, list) else v}" for k, v in sorted(named.items()))
     return f"{name} ({flags})" if flags else name
+
+
+def flat(groups):
+    """[(task, label, runs)]."""
+    return [(task, method, runs) for task, methods in groups.items() for method, runs in methods.items()]
 
 
 def group(runs):
@@ -166,9 +171,9 @@ def improvement(a, b):
 
 def steps_to(steps, values, level):
     """Env steps at which a curve first reaches a level, NaN if never."""
-    at = int(np.argmax(values >= level))
-    if not len(values) or values[at] < level:
+    if not (values >= level).any():
         return np.nan
+    at = int(np.argmax(values >= level))
     if at == 0:
         return steps[0]
     share = (level - values[at - 1]) / (values[at] - values[at - 1])
@@ -231,12 +236,11 @@ def run_table(groups):
     """What the runs cost, and the held-out score at their start and end."""
     header = ["task", "method", "n", "start", "end", "env steps", "wall minutes", "peak memory GiB"]
     rows = []
-    for task, methods in groups.items():
-        for method, runs in methods.items():
-            ends = [spread(column, 2) for column in zip(*(run.ends(run.metric) for run in runs))]
-            steps = spread([max(run.scalars[run.metric]) for run in runs], 0)
-            wall, memory = [run.wall / 60 for run in runs], [peak_memory(run) for run in runs]
-            rows.append([task, method, len(runs), *ends, steps, spread(wall), spread(memory, 2)])
+    for task, method, runs in flat(groups):
+        ends = [spread(column, 2) for column in zip(*(run.ends(run.metric) for run in runs))]
+        steps = spread([max(run.scalars[run.metric]) for run in runs], 0)
+        wall, memory = [run.wall / 60 for run in runs], [peak_memory(run) for run in runs]
+        rows.append([task, method, len(runs), *ends, steps, spread(wall), spread(memory, 2)])
     return table(header, rows)
 
 
@@ -256,29 +260,22 @@ def pair_table(groups):
 def level_table(groups):
     """Env steps to reach fixed scores, mean ± sd over the seeds that do."""
     rows = []
-    for task, methods in groups.items():
-        for method, runs in methods.items():
-            rows.append([task, method])
-            for level in LEVELS:
-                steps = np.array([steps_to(*run.curve("eval/score"), level) for run in runs])
-                reached = f" ({(~np.isnan(steps)).sum()}/{len(runs)})"
-                rows[-1].append(spread(steps, 0) + reached)
+    for task, method, runs in flat(groups):
+        rows.append([task, method])
+        for level in LEVELS:
+            steps = np.array([steps_to(*run.curve("eval/score"), level) for run in runs])
+            rows[-1].append(f"{spread(steps, 0)} ({(~np.isnan(steps)).sum()}/{len(runs)})")
     return table(["task", "method", *(f"score {level}" for level in LEVELS)], rows)
 
 
 def noise_table(groups):
     """How large gradients and advantages are and how much they vary from one iteration to the next within a run."""
-    names = ("losses/grad_norm", "losses/advantage", "losses/grad_var")
-    rows = []
-    for task, methods in groups.items():
-        for method, runs in methods.items():
-            tags = sorted(
-                {tag for run in runs for tag in run.scalars if tag.startswith(names) and "/agent_" not in tag}
-            )
-            for tag in tags:
-                values = [run.curve(tag)[1] for run in runs if tag in run.scalars]
-                cells = [spread([f(x) for x in values], 3) for f in (np.mean, np.var)]
-                rows.append([task, method, tag, *cells, spread([np.std(x) / np.mean(x) for x in values], 3)])
+    names, rows = ("losses/grad_norm", "losses/advantage", "losses/grad_var"), []
+    for task, method, runs in flat(groups):
+        for tag in sorted({x for run in runs for x in run.scalars if x.startswith(names) and "/agent_" not in x}):
+            values = [run.curve(tag)[1] for run in runs if tag in run.scalars]
+            cells = [spread([f(x) for x in values], 3) for f in (np.mean, np.var, lambda x: np.std(x) / np.mean(x))]
+            rows.append([task, method, tag, *cells])
     return table(["task", "method", "scalar", "mean", "variance", "sd / mean"], rows)
 
 
@@ -306,9 +303,8 @@ def peak_memory(run):
 def csv_row(run):
     """What a run was and gave, as {column: value}. Commit and command are in the log that benchmark.sh keeps of it."""
     log = run.path.with_suffix(run.path.suffix + ".log")
-    starts = (
-        [line.split(" ", 2) for line in log.read_text().splitlines() if line.startswith("+ ")] if log.exists() else []
-    )
+    lines = log.read_text().splitlines() if log.exists() else []
+    starts = [line.split(" ", 2) for line in lines if line.startswith("+ ")]
     rate, *seconds = (run.curve(tag)[1] for tag in ("charts/tokens_per_second", "time/rollout", "time/update"))
     row = {
         "run": run.path.name,
@@ -402,16 +398,14 @@ def draw_episodes(run, path):
             axis.set_title(f"target beside result, reward {reward}", fontsize=8, loc="left")
     else:
         pages = [
-            "\n".join(
-                part for line in text.splitlines() for part in textwrap.wrap(line, 100, drop_whitespace=False) or [""]
-            )
+            [part for line in text.splitlines() for part in textwrap.wrap(line, 90, drop_whitespace=False) or [""]]
             for text in texts
         ]
-        heights = [0.4 + 0.125 * (page.count("\n") + 1) for page in pages]
-        figure, axes = plt.subplots(len(pages), figsize=(9, sum(heights)), height_ratios=heights, squeeze=False)
+        size = (11, 0.5 + 0.118 * sum(max(map(len, pages[k : k + 2])) + 4 for k in range(0, len(pages), 2)))
+        figure, axes = plt.subplots(-(-len(pages) // 2), 2, figsize=size, squeeze=False)
         for k, (axis, page) in enumerate(zip(axes.flat, pages)):
-            axis.text(0, 1, page, family="monospace", fontsize=7, va="top", parse_math=False, transform=axis.transAxes)
-            axis.set_title(f"episode {k}", fontsize=8, loc="left")
+            options = {"family": "monospace", "fontsize": 7, "va": "top", "parse_math": False}
+            axis.text(0, 1, "\n".join([f"episode {k}", "", *page]), transform=axis.transAxes, **options)
     for axis in axes.flat:
         axis.axis("off")
     save(figure, path)
