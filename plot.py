@@ -5,13 +5,14 @@ python plot.py                  learning_curves.png, tables.md and runs.csv in r
 python plot.py csv              runs.csv only: one row for each finished run
 python plot.py render runs/NAME results/NAME.png: the last evaluated builds (games) or episodes (other tasks)
 
-Definitions. Start and end: the first and last held-out evaluation of a run (temperature 1). A run is finished if the last
-one is at --total-env-steps and, where checkpoints are kept, one is newer than it. Runs are pooled over seeds, and only if no argument
-but NOT_A_SETTING differs. Time and tokens of an episode: eval/time (seconds) and eval/tokens (of all responses). Wall
-time: from the first to the last event of each event file, added up, so that a pause before --resume does not count and
-work done twice does. sd: with n - 1. Intervals: 95%, percentile bootstrap of the mean over seeds; with three seeds they
-are too narrow. P(A > B), the probability of improvement of Agarwal et al. (2021): the share of pairs of a seed of A and
-one of B in which A ends higher, a tie counting half. Steps to a level: the first crossing, linear between evaluations.
+Definitions. Start and end: the first and last held-out evaluation of a run (temperature 1). A run is finished if the
+last one is at --total-env-steps and, where checkpoints are kept, one is newer than it. Runs are pooled over seeds, and
+only if no argument but NOT_A_SETTING differs. Time and tokens of an episode: eval/time (seconds) and eval/tokens (all
+responses). Wall time: from the first to the last event of each event file, added up, so that a pause before --resume
+does not count and work done twice does. sd: with n - 1. Intervals: 95%, percentile bootstrap of the mean over seeds;
+with three seeds they are too narrow. P(A > B), the probability of improvement of Agarwal et al. (2021): the share of
+pairs of a seed of A and one of B in which A ends higher, a tie counting half. Steps to a level: the first crossing,
+linear between evaluations.
 """
 
 import csv
@@ -366,19 +367,22 @@ def read_build(text):
     return dict(entry.split(" ", 1) for entry in legend.split(", ")), rows
 
 
-def draw_builds(axis, text):
-    """Coloured cells: for each layer the target and, to its right, the result."""
+def draw_build(axis, text, names):
+    """Coloured cells: for each layer the target and, to its right, the result. A block's place in names is its colour."""
     legend, rows = read_build(text)
-    codes = {char: k for k, char in enumerate([".", *legend])}
+    codes = {".": 0} | {char: 1 + names.index(name) for char, name in legend.items()}
     gap, cells = [-1], []  # not drawn
     for row in rows:
         cells.append([])
         for target, result in row:
             cells[-1] += [codes[c] for c in target] + gap + [codes[c] for c in result] + 3 * gap
-    colours = ["#e8e8e8", *(matplotlib.colormaps["tab10"](k % 10) for k in range(len(legend)))]
+    colours = [
+        "#e8e8e8",
+        *("#333333" if x == "#" else matplotlib.colormaps["tab10"](names.index(x) % 10) for x in names),
+    ]
     grid = np.ma.masked_less(np.array(cells)[::-1], 0)
     colormap = matplotlib.colors.ListedColormap(colours)
-    axis.pcolormesh(grid, cmap=colormap, vmin=-0.5, vmax=len(legend) + 0.5, edgecolors="white", linewidth=0.8)
+    axis.pcolormesh(grid, cmap=colormap, vmin=-0.5, vmax=len(names) + 0.5, edgecolors="white", linewidth=0.8)
     axis.set_aspect("equal")
     patches = [matplotlib.patches.Patch(color=colours[k], label=legend[char]) for char, k in codes.items() if k]
     axis.legend(handles=patches, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
@@ -393,8 +397,9 @@ def draw_episodes(run, path):
         # The build follows the last reward; texts of the agents, which may say anything, are before it
         ends = [text.rpartition("=== reward ")[2].partition("\n") for text in texts]
         figure, axes = plt.subplots(len(ends), figsize=(9, 1.7 * len(ends)), squeeze=False)
+        names = list(dict.fromkeys(name for *_, build in ends for name in read_build(build)[0].values()))
         for axis, (reward, _, build) in zip(axes.flat, ends):
-            draw_builds(axis, build)
+            draw_build(axis, build, names)
             axis.set_title(f"target beside result, reward {reward}", fontsize=8, loc="left")
     else:
         pages = [
