@@ -368,7 +368,7 @@ def read_build(text):
 
 
 def draw_build(axis, text, names):
-    """Coloured cells: for each layer the target and, to its right, the result. A block's place in names is its colour."""
+    """Coloured cells: of each layer the target and, to its right, the result; names[k] has the k-th colour."""
     legend, rows = read_build(text)
     codes = {".": 0} | {char: 1 + names.index(name) for char, name in legend.items()}
     gap, cells = [-1], []  # not drawn
