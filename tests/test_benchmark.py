@@ -1,0 +1,148 @@
+"""benchmark.sh with a stand-in for the scripts, and the arithmetic of benchmark_speed.py."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForCausalLM
+
+import benchmark_speed
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = """
+import json, os, sys, time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+@dataclass
+class Args:
+    total_env_steps: int = 100
+
+if __name__ == "__main__":
+    flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+    run = Path("runs", flags["--run-name"])
+    print("told:", *sys.argv[1:], "threads", os.environ.get("OMP_NUM_THREADS"))
+    if run.name in os.environ.get("FAIL", "").split():
+        sys.exit("no luck")
+    if run.exists() != ("--resume" in flags):
+        sys.exit("the folder is there, or is not")
+    exp_name = Path(__file__).stem
+    steps = int(flags.get("--total-env-steps", 100))
+    args = asdict(Args(steps)) | {"exp_name": exp_name, "task": flags["--task"], "seed": int(flags["--seed"])}
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "args.json").write_text(json.dumps(args))
+    writer = EventFileWriter(str(run))
+    for step, score in ((0, 10.0), (steps, 50.0)):
+        value = summary_pb2.Summary.Value(tag="eval/score", simple_value=score)
+        summary = summary_pb2.Summary(value=[value])
+        writer.add_event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+    writer.close()
+    (run / "checkpoint_000001.pt").write_text("")
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    for name in ("benchmark.sh", "plot.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("collm_cc", "collm_dc"):
+        (tmp_path / f"{name}.py").write_text(SCRIPT)
+    return tmp_path
+
+
+def sweep(project, *words, **variables):
+    env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"PYTHON": sys.executable} | variables
+    command = ["bash", str(project / "benchmark.sh"), "SCRIPTS=collm_cc collm_dc", "TASKS=coding", *words]
+    return subprocess.run(command, env=env, capture_output=True, text=True)
+
+
+def rows(project):
+    return {row["run"]: row for row in csv.DictReader((project / "results/runs.csv").open())}
+
+
+def test_sweep_reports_failures_skips_what_is_done_and_resumes(project):
+    done, failed, half = "coding__collm_cc__1", "coding__collm_dc__1", "coding__collm_cc__2"
+    first = sweep(project, "SEEDS=1 2", "JOBS=2", FAIL=failed)
+    assert first.returncode == 1
+    assert f"FAILED  {failed}" in first.stdout
+    assert "no luck" in first.stdout  # the end of its log
+    assert set(rows(project)) == {done, half, "coding__collm_dc__2"}  # the others went on
+    row = rows(project)[done]
+    assert (row["start/score"], row["end/score"], row["seed"]) == ("10.0", "50.0", "1")
+    assert row["command"] == f"{sys.executable} collm_cc.py --task coding --seed 1 --run-name {done}"
+    assert "threads 1" in (project / f"runs/{done}.log").read_text()
+
+    # A run that was killed after a checkpoint, and one that was killed before the first
+    for file in (project / "runs" / half).glob("events*"):
+        file.unlink()
+    (project / "runs" / failed).mkdir()
+    second = sweep(project, "SEEDS=1 2", "JOBS=1")
+    assert second.returncode == 0, second.stdout + second.stderr
+    words = [line.split()[:2] for line in second.stdout.splitlines()]
+    assert ["skip", done] in words
+    assert ["done", failed] in words
+    assert f"--resume runs/{half}" in (project / f"runs/{half}.log").read_text()
+    assert "--resume" not in (project / f"runs/{failed}.log").read_text()
+    assert "threads None" in (project / f"runs/{failed}.log").read_text()  # alone, it may use all cores
+    assert len(rows(project)) == 4
+    assert (project / "results/learning_curves.png").exists()
+
+
+def test_quick_and_other_flags_are_runs_of_their_own(project):
+    run = sweep(project, "quick", "JOBS=2", "QUICK_STEPS=20", "ARGS=--num-agents 1")
+    assert run.returncode == 0, run.stdout + run.stderr
+    name = "coding__collm_cc__1__total-env-steps-20-num-agents-1"
+    assert set(rows(project)) == {name, name.replace("_cc", "_dc")}
+    assert "--total-env-steps 20 --num-agents 1" in rows(project)[name]["command"]
+
+
+def test_help_and_a_wrong_word(project):
+    assert "usage: bash benchmark.sh" in sweep(project, "--help").stdout
+    wrong = sweep(project, "swepe")
+    assert wrong.returncode == 2
+    assert "usage" in wrong.stderr
+
+
+def test_needed_flops_against_a_count_by_hand():
+    model = AutoModelForCausalLM.from_pretrained(ROOT / "models/tiny")
+    config = model.config
+    d, ff, layers, vocab = config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.vocab_size
+    weights = layers * (4 * d * d + 3 * d * ff + 2 * d) + d
+    expected = 6 * weights * (5 + 7) + 6 * layers * d * (25 + 49) + 6 * vocab * d * 4
+    assert benchmark_speed.needed_flops(model, [5, 7], 4) == expected
+    body = AutoModel.from_pretrained(ROOT / "models/tiny")
+    assert benchmark_speed.needed_flops(body, [5, 7], 0) == expected - 6 * vocab * d * 4
+
+
+def test_copied_model_speaks_plain_text_and_never_ends(tmp_path):
+    from transformers import AutoTokenizer
+
+    folder = benchmark_speed.copy_model(ROOT / "models/tiny", tmp_path / "model")
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    assert not tokenizer.chat_template
+    stops = model.generation_config.suppress_tokens
+    assert {model.config.eos_token_id, model.config.pad_token_id} <= set(stops)
+    torch.manual_seed(0)
+    ids = torch.tensor([tokenizer("def aux(x):\n    return x\n")["input_ids"] * 2] * 4)
+    out = model.generate(ids, max_new_tokens=24, do_sample=True)
+    assert out.shape == (4, ids.shape[1] + 24)
+    assert not torch.isin(out[:, ids.shape[1] :], torch.tensor(stops)).any()
+
+
+@pytest.mark.parametrize(("script", "turns"), [("collm_cc", 2), ("collm_dc", 1), ("mc_baseline", 1)])
+def test_our_side_plays_exactly_the_work_it_is_given(tmp_path, script, turns):
+    spec = {
+        "side": "ours", "script": script, "agents": 2, "turns": turns, "episodes": 4, "iterations": 1,
+        "model": benchmark_speed.copy_model(ROOT / "models/tiny", tmp_path / "model"), "max_new_tokens": 5,
+        "prompts": [["say it", "say it at length"]] * 4, "threads": 1,
+    }  # fmt: skip
+    out = benchmark_speed.ours(spec)
+    assert (out["steps"], out["tokens"]) == (4 * turns, 4 * turns * 2 * 5)
+    assert out["utilisation"] > 0

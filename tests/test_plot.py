@@ -1,0 +1,218 @@
+"""plot.py on hand-made runs with known numbers."""
+
+import csv
+import itertools
+import json
+import os
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from torch.utils.tensorboard import SummaryWriter
+
+import collm_cc
+import collm_dc
+import plot
+
+SCRIPTS = {"collm_cc": collm_cc, "collm_dc": collm_dc}
+HOUSE = """    === turn 0, agent 0 is told
+    say === reward 9.000
+    and | this
+    === reward 0.750
+    BB|B.  B.|B.
+    BB|BB  BB|..
+
+    B bricks"""
+
+
+def make_run(folder, name, script="collm_cc", scores=((0, 20.0), (64, 40.0), (128, 80.0)), purge=None, **changes):
+    """A run folder; events are 10 s apart."""
+    args = asdict(SCRIPTS[script].Args()) | {"total_env_steps": 128, "task": "coding"} | changes
+    path = folder / name
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "args.json").write_text(json.dumps(args))
+    writer = SummaryWriter(path, purge_step=purge, filename_suffix=f".{len(list(path.iterdir()))}")
+    first = next(path.glob("events*")).stat().st_mtime
+    for k, (step, score) in enumerate(scores):
+        now = first + 10 * k
+        writer.add_scalar("eval/score", score, step, now)
+        writer.add_scalar("eval/score/turn_0", score / 2, step, now)
+        writer.add_scalar("eval/pass@1", score / 100, step, now)
+        if k:
+            writer.add_scalar("losses/grad_norm", 2.0 * k, step, now)
+            writer.add_scalar("charts/peak_memory_gb", 1.0 + k, step, now)
+            writer.add_scalar("charts/tokens_per_second", 100.0, step, now)
+            writer.add_scalar("time/rollout", 2.0, step, now)
+            writer.add_scalar("time/update", 3.0, step, now)
+        writer.add_text("episodes/0", HOUSE, step, now)
+    writer.close()
+    return path
+
+
+def test_run_is_read_as_written(tmp_path):
+    run = plot.read_run(make_run(tmp_path, "a"))
+    steps, values = run.curve("eval/score")
+    assert steps.tolist() == [0, 64, 128]
+    assert values.tolist() == [20, 40, 80]
+    assert run.ends("eval/pass@1") == pytest.approx((0.2, 0.8))
+    assert np.isnan(run.ends("eval/iou")).all()
+    assert run.texts["episodes/0"] == HOUSE
+    assert run.wall == pytest.approx(20, abs=0.5)
+    assert run.metric == "eval/score"
+    assert plot.peak_memory(run) == 3.0
+
+
+def test_resumed_run_drops_what_was_done_again_and_the_pause(tmp_path):
+    make_run(tmp_path, "a", scores=((0, 20.0), (64, 40.0), (100, 99.0)))
+    first = next((tmp_path / "a").glob("events*"))
+    first.rename(first.with_name("events.out.tfevents.1"))
+    make_run(tmp_path, "a", scores=((96, 50.0), (128, 80.0)), purge=65)
+    run = plot.read_run(tmp_path / "a")
+    assert run.scalars["eval/score"] == {0: 20.0, 64: 40.0, 96: 50.0, 128: 80.0}
+    assert run.wall == pytest.approx(30, abs=0.5)
+    assert run.finished
+
+
+def test_finished_means_evaluated_at_the_end_and_saved_after_it(tmp_path):
+    assert not plot.read_run(make_run(tmp_path, "short", total_env_steps=129)).finished
+    path = make_run(tmp_path, "saved")
+    assert plot.read_run(path).finished
+    last = plot.read_run(path).last
+    for age, expected in ((-5, False), (5, True)):
+        (path / "checkpoint_000002.pt").write_text("")
+        os.utime(path / "checkpoint_000002.pt", (last + age, last + age))
+        assert plot.read_run(path).finished is expected
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "args.json").write_text((path / "args.json").read_text())
+    assert not plot.read_run(tmp_path / "begun").finished
+
+
+def test_runs_are_pooled_over_seeds_and_nothing_else(tmp_path):
+    same = {"seed": 2, "run_name": "x", "resume": "runs/x", "device": "cpu"}
+    others = [{"num_agents": 1}, {"num_turns": 1}, {"actor_lr": 1e-3}, {"task": "tldr"}, {"exp_name": "mine"}]
+    for k, changes in enumerate([{}, same, *others]):
+        make_run(tmp_path, f"run{k}", **changes)
+    make_run(tmp_path, "dc", "collm_dc")
+    groups = plot.group(plot.read_runs(tmp_path))
+    sizes = {name: len(runs) for name, runs in groups["coding"].items()}
+    mine = [name for name in sizes if name.startswith("mine (")]  # not a script of this folder: all its arguments show
+    assert len(mine) == 1
+    assert sizes == {
+        "CoLLM-CC (total_env_steps=128)": 2,
+        "CoLLM-DC (total_env_steps=128)": 1,
+        "AC (CC) (total_env_steps=128)": 1,
+        "CoLLM-CC (num_turns=1 total_env_steps=128)": 1,
+        "CoLLM-CC (actor_lr=0.001 total_env_steps=128)": 1,
+        mine[0]: 1,
+    }
+    assert list(groups["tldr"]) == ["CoLLM-CC (total_env_steps=128)"]
+
+
+def naive_improvement(a, b):
+    return sum(1.0 if x > y else 0.5 if x == y else 0.0 for x in a for y in b) / (len(a) * len(b))
+
+
+def test_improvement_and_difference_against_loops():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        a, b = rng.integers(0, 5, 4), rng.integers(0, 5, 3)
+        assert plot.improvement(a, b) == pytest.approx(naive_improvement(a, b))
+        assert plot.difference(a, b) == pytest.approx(sum(a) / 4 - sum(b) / 3)
+    batch = plot.improvement(np.array([[1, 2], [3, 3]]), np.array([[0, 5, 2], [3, 3, 3]]))
+    assert batch == pytest.approx([naive_improvement([1, 2], [0, 5, 2]), 0.5])
+
+
+@pytest.mark.parametrize("statistic", ["mean", "difference", "improvement"])
+def test_bootstrap_against_all_resamples(statistic):
+    """With three seeds there are 27 resamples of each side: their percentiles are what the bootstrap must come to."""
+    a, b = np.array([1.0, 4.0, 6.5]), np.array([3.0, 3.5, 0.0])
+    every = [list(itertools.product(x, repeat=3)) for x in (a, b)]
+    if statistic == "mean":
+        samples, measure, naive = [a], lambda x: x.mean(-1), lambda x: sum(x) / 3
+    elif statistic == "difference":
+        samples, measure, naive = [a, b], plot.difference, lambda x, y: sum(x) / 3 - sum(y) / 3
+    else:
+        samples, measure, naive = [a, b], plot.improvement, naive_improvement
+    exact = [naive(*drawn) for drawn in itertools.product(*every[: len(samples)])]
+    bounds = plot.bootstrap(measure, *samples, draws=20000)
+    assert np.allclose(bounds, np.percentile(exact, [2.5, 97.5], method="inverted_cdf"), atol=0.2)
+    assert bounds == plot.bootstrap(measure, *samples, draws=20000)  # seeded
+
+
+def test_one_seed_has_no_interval():
+    assert np.isnan(plot.bootstrap(lambda x: x.mean(-1), [1.0])).all()
+    assert plot.interval(*plot.bootstrap(plot.difference, [1.0], [1.0, 2.0])) == "-"
+
+
+def test_steps_to_a_level():
+    steps, values = np.array([0.0, 100, 200, 300]), np.array([10.0, 30, 20, 60])
+    assert plot.steps_to(steps, values, 10) == 0
+    assert plot.steps_to(steps, values, 20) == 50
+    assert plot.steps_to(steps, values, 40) == 250
+    assert np.isnan(plot.steps_to(steps, values, 61))
+    assert np.isnan(plot.steps_to(np.array([]), np.array([]), 1))
+
+
+def test_mean_curve_interpolates_seeds_over_the_steps_they_share():
+    curves = [(np.array([0.0, 100]), np.array([0.0, 100])), (np.array([0.0, 50, 120]), np.array([20.0, 70, 140]))]
+    grid, mean, low, high = plot.mean_curve(curves, points=3)
+    assert grid.tolist() == [0, 50, 100]
+    assert mean == pytest.approx([10, 60, 110])
+    assert low == pytest.approx([0, 50, 100])
+    assert high == pytest.approx([20, 70, 120])
+
+
+def test_tables_curves_and_rows(tmp_path, capsys):
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    default = {"total_env_steps": 4000}
+    make_run(runs, "cc1", scores=((0, 20.0), (4000, 80.0)), **default)
+    make_run(runs, "cc2", scores=((0, 30.0), (4010, 90.0)), seed=2, **default)
+    make_run(runs, "dc1", "collm_dc", scores=((0, 20.0), (4000, 60.0)), **default)
+    make_run(runs, "dc2", "collm_dc", scores=((0, 30.0), (4000, 80.0)), seed=2, **default)
+    make_run(runs, "open", scores=((0, 30.0), (64, 31.0)), **default)
+    (runs / "cc1.log").write_text("+ abc1 python collm_cc.py --seed 1\nnoise\n+ abc2 python collm_cc.py --resume x\n")
+    plot.main(plot.Args(runs=runs, results=results))
+    assert "not finished" in capsys.readouterr().out
+    text = (results / "tables.md").read_text()
+    assert "| CoLLM-CC | - | - | 25.0 ± 7.1 → 85.0 ± 7.1 | 25.0 ± 7.1 → 85.0 ± 7.1 | - | 2 |" in text
+    assert "| coding | CoLLM-CC | 2 | 25.00 ± 7.07 | 85.00 ± 7.07 | 4005 ± 7 |" in text
+    assert "| coding | CoLLM-CC | CoLLM-DC | 2, 2 | 15.00 | " in text
+    assert "| 0.88 | " in text  # P(A > B): three pairs and a tie of four
+    assert "| coding | CoLLM-DC | 2300 ± 990 (2/2) | 3200 (1/2) | - (0/2) | - (0/2) |" in text
+    assert "| coding | CoLLM-CC | losses/grad_norm | 2.000 ± 0.000 |" in text
+    assert (results / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
+    rows = {row["run"]: row for row in csv.DictReader((results / "runs.csv").open())}
+    assert set(rows) == {"cc1", "cc2", "dc1", "dc2"}
+    row = rows["cc1"]
+    assert (row["commit"], row["command"]) == ("abc1 abc2", "python collm_cc.py --seed 1")
+    assert (float(row["start/score"]), float(row["end/score"]), row["env_steps"]) == (20, 80, "4000")
+    assert (row["response_tokens"], row["peak_memory_gb"]) == ("500", "2.0")
+    assert "start/score/turn_0" not in row
+
+
+def test_rows_of_runs_that_are_gone_stay(tmp_path):
+    (tmp_path / "runs.csv").write_text("run,task,old\ngone,tldr,1\nopen,coding,2\n")
+    done, begun = make_run(tmp_path, "done"), make_run(tmp_path, "open", total_env_steps=1000)
+    plot.write_csv([plot.read_run(done), plot.read_run(begun)], tmp_path / "runs.csv")
+    rows = list(csv.DictReader((tmp_path / "runs.csv").open()))
+    assert [row["run"] for row in rows] == ["done", "gone"]
+    assert (rows[1]["old"], rows[0]["old"], rows[0]["end/score"]) == ("1", "", "80.0")
+
+
+def test_build_is_read_from_what_render_drew():
+    legend, rows = plot.read_build("\nBB|B.  B.|B.\nBB|BB  BB|..\nB bricks, a oak_planks\n")
+    assert legend == {"B": "bricks", "a": "oak_planks"}
+    assert rows == [[("BB", "B."), ("B.", "B.")], [("BB", "BB"), ("BB", "..")]]
+
+
+@pytest.mark.parametrize("task", ["housebuild", "coding"])
+def test_render_draws_the_last_episodes(tmp_path, task):
+    path = make_run(tmp_path, "a", task=task)
+    plot.main(plot.Args(action="render", run=path, results=tmp_path))
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("changes", [{"action": "render"}, {"action": "all"}])
+def test_nothing_to_show_is_one_line(tmp_path, changes):
+    with pytest.raises(SystemExit, match=r"must be a run folder|no finished run"):
+        plot.main(plot.Args(runs=tmp_path, results=tmp_path, **changes))
