@@ -106,7 +106,6 @@ def matmul_rate(n=2048):
 
 def ours(spec):
     """Measure rollout and update of a script, with the functions and the arguments that it would use itself."""
-    import numpy as np
     import torch
 
     import envs
@@ -136,13 +135,13 @@ def ours(spec):
     group = args.num_generations if single else 1
     out = {"rollout": [], "update": [], "steps": 0, "tokens": 0, "flops": 0}
     for iteration in range(spec["iterations"]):
-        generator, rng = torch.Generator().manual_seed(iteration), np.random.default_rng(iteration)
+        generator = torch.Generator().manual_seed(iteration)
         pool = task.train if spec.get("task") else [{"prompts": x[:n]} for x in spec["prompts"]]
         items = [x for x in envs.sample(pool, spec["episodes"] // group, 1, iteration) for _ in range(group)]
         start = time.perf_counter()
         episodes = script.rollout(task, items, agents, args, generator)
         middle = time.perf_counter()
-        script.update(episodes, agents, *([] if single else [critics]), task.num_turns, args, rng)
+        script.update(episodes, agents, *([] if single else [critics]), task.num_turns, args, iteration)
         out["rollout"].append(middle - start)
         out["update"].append(time.perf_counter() - middle)
         out["steps"] += sum(len(e.rewards) for e in episodes)

@@ -337,10 +337,11 @@ def gae(rewards, values, live, gamma: float, gae_lambda: float) -> torch.Tensor:
 
 
 def microbatches(lengths: list[int], budget: int):
-    """Lists of rows of like length: number of rows x the longest <= budget tokens (but one row at least)."""
+    """Lists of rows of like length: at most `budget` tokens, one tenth of them padding (but one row at least)."""
     rows = []
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if rows and (len(rows) + 1) * lengths[row] > budget:
+        size = (len(rows) + 1) * lengths[row]
+        if rows and (size > budget or sum(lengths[k] for k in [*rows, row]) < 0.9 * size):
             yield rows
             rows = []
         rows.append(row)
@@ -369,8 +370,7 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
                 loss.backward()
                 values[:, torch.tensor(rows)[:, None], critic.reads] = old.unsqueeze(-1)
             optimize(f"iteration {iteration}, critic of agents {critic.reads}", critic, args.max_grad_norm)
-        # Advantages of every agent, (T, B, N)
-        errors = gae(rewards.unsqueeze(-1), values, live.unsqueeze(-1), args.gamma, args.gae_lambda)
+        errors = gae(rewards.unsqueeze(-1), values, live.unsqueeze(-1), args.gamma, args.gae_lambda)  # (T, B, N)
         returns = gae(rewards.unsqueeze(-1), torch.zeros_like(values), live.unsqueeze(-1), args.gamma, 1.0)
         advantages = errors if args.critic_type == "v" else values * live.unsqueeze(-1)
         if args.norm_adv:

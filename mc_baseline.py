@@ -312,10 +312,11 @@ def baselines(returns, live, num_generations: int, kind: str) -> torch.Tensor:
 
 
 def microbatches(lengths: list[int], budget: int):
-    """Lists of rows of like length: number of rows x the longest <= budget tokens (but one row at least)."""
+    """Lists of rows of like length: at most `budget` tokens, one tenth of them padding (but one row at least)."""
     rows = []
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if rows and (len(rows) + 1) * lengths[row] > budget:
+        size = (len(rows) + 1) * lengths[row]
+        if rows and (size > budget or sum(lengths[k] for k in [*rows, row]) < 0.9 * size):
             yield rows
             rows = []
         rows.append(row)
