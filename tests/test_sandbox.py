@@ -289,7 +289,7 @@ def test_killed_zygote_is_replaced():
 # ---------------------------------------------------------------------------------------- hostile programs
 FRAME = (
     "import os, json, sys\ndef nonce(): return sys._getframe(2).f_locals['nonce']\n"
-    "def frame(value, nonce=bytes(8)): return json.dumps(['t', 'b' + nonce.hex(), ['l'], value]).encode() + b'\\n'\n"
+    "def frame(value, nonce=bytes(8)): return json.dumps(['t', 'b' + nonce.hex(), ['l'], value, ['l']]).encode() + b'\\n'\n"
     "def shout(data):\n    for fd in range(64):\n        try: os.write(fd, data)\n        except OSError: pass\n"
 )
 FIND = """
