@@ -10,6 +10,7 @@ import builtins
 import contextlib
 import ctypes
 import dis
+import errno
 import functools
 import gc
 import glob
@@ -812,7 +813,7 @@ class _SandboxWorker:
     LIMIT = 1 << 20  # bytes of a message
     RLIMITS = (("AS", 512 << 20), ("CPU", 20), ("NOFILE", 64), ("NPROC", 24), ("CORE", 0), ("MEMLOCK", 0))
     MODULES = (  # needed here, or often by programs, which then have them at once
-        "ast, bisect, collections, contextlib, copy, ctypes, datetime, decimal, fractions, functools, gc, glob,"
+        "ast, bisect, collections, contextlib, copy, ctypes, datetime, decimal, errno, fractions, functools, gc, glob,"
         "hashlib, heapq, itertools, json, math, operator, os, random, re, resource, signal, socket, statistics, string,"
         "struct, sys, time, types, typing"
     )
@@ -820,10 +821,10 @@ class _SandboxWorker:
     # memfd, System V and POSIX IPC, keys, signals, tracing, namespaces, io_uring, bpf, perf, userfaultfd; new calls of
     # both machines first. By machine: the kernel's numbers of the architecture, of clone and of the refused.
     SYSCALLS = {
-        "x86_64": "3221225534 56 424 425 438 29 41 62 64 68 101 129 200 234 240 248 249 250 272 297 298 308 310 311 319"
-        " 321 323",
-        "aarch64": "3221225655 220 424 425 438 97 117 129 130 131 138 180 186 190 194 198 217 218 219 240 241 268 270"
-        " 271 279 280 282",
+        "x86_64": "3221225534 56 424 425 438 29 41 62 64 68 101 129 200 234 240 248 249 250 272 297 298 308 310 311 "
+        "319 321 323",
+        "aarch64": "3221225655 220 424 425 438 97 117 129 130 131 138 180 186 190 194 198 217 218 219 240 241 268 270 "
+        "271 279 280 282",
     }
 
     @staticmethod
@@ -896,7 +897,7 @@ class _SandboxWorker:
         self.libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
         self.caged, self.libraries = caged, [f"{sys.base_prefix}/lib", *glob.glob("/lib*"), *glob.glob("/usr/lib*")]
         self.landlock = self.libc.syscall(444, None, 0, 1) if self.libc else 0  # its version
-        self.seccomp = self.libc and sys.maxsize > 1 << 32 and self.SYSCALLS.get(os.uname().machine)
+        self.filter = self.seccomp_filter()
         self.attempt(Path("/proc/self/oom_score_adj").write_text, "1000")  # to be killed before the training
         self.attempt(self.call, "prctl", 36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans become its children
         children = Path(f"/proc/self/task/{os.getpid()}/children")  # not there if caged: the kernel kills them all
@@ -905,7 +906,7 @@ class _SandboxWorker:
         protections = {
             "namespaces (a network, processes and a disk of its own)": caged,
             "Landlock (hidden files)": caged or self.landlock > 0,
-            "seccomp (no sockets, signals, keys, shared memory)": self.seccomp,
+            "seccomp (no sockets, signals, keys, shared memory)": self.filter,
             "rlimits (memory)": self.libc,
         }
         control.sendall(b"+" + ", ".join(name for name, there in protections.items() if not there).encode())
@@ -977,22 +978,24 @@ class _SandboxWorker:
                 self.call("syscall", 445, rules, 1, rule, 0)
             self.call("syscall", 446, rules, 0)
         self.attempt(self.call, "capset", (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
-        if self.seccomp:
-            architecture, clone, *refused = map(int, self.seccomp.split())
-            load, equal, beyond, have, answer = 0x20, 0x15, 0x35, 0x45, 0x06  # operations of the kernel's filters
-            allow, refuse, unknown = 0x7FFF0000, 0x50001, 0x50026  # 0x50000 | EPERM or ENOSYS
-            # steps (operation, to skip if true, to skip if not, operand); the call's number is at 0, its flags at 16
-            steps = [(load, 0, 0, 4), (equal, 1, 0, architecture), (answer, 0, 0, refuse), (load, 0, 0, 0)]
-            steps += [
-                (equal, 0, 1, 435),
-                (answer, 0, 0, unknown),
-            ]  # clone3: its flags are out of reach, clone's are not
-            for operation, number in ((beyond, 0x40000000), *((equal, number) for number in refused)):  # x32 and beyond
-                steps += [(operation, 0, 1, number), (answer, 0, 0, refuse)]
-            steps += [(equal, 0, 3, clone), (load, 0, 0, 16), (have, 0, 1, 0x10000000), (answer, 0, 0, refuse)]
-            steps += [(answer, 0, 0, allow)]  # but CLONE_NEWUSER
-            code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
-            self.call("prctl", 22, 2, struct.pack("HP", len(steps), ctypes.addressof(code)), 0, 0)  # PR_SET_SECCOMP
+        if self.filter:
+            program = struct.pack("HP", len(self.filter) // 8, ctypes.addressof(self.filter))
+            self.call("prctl", 22, 2, program, 0, 0)  # PR_SET_SECCOMP
+
+    def seccomp_filter(self):
+        """Steps (operation, to skip if true, to skip if not, operand) of 8 bytes; None if the kernel has no filters."""
+        numbers = self.SYSCALLS.get(os.uname().machine) if self.libc and sys.maxsize > 1 << 32 else None
+        if not numbers or self.libc.prctl(22, 2, None, 0, 0) == 0 or ctypes.get_errno() != errno.EFAULT:
+            return None
+        architecture, clone, *refused = map(int, numbers.split())
+        load, equal, beyond, have, answer = 0x20, 0x15, 0x35, 0x45, 0x06
+        allow, refuse = (answer, 0, 0, 0x7FFF0000), (answer, 0, 0, 0x50000 | errno.EPERM)
+        steps = [(load, 0, 0, 4), (equal, 1, 0, architecture), refuse]
+        steps += [(load, 0, 0, 0), (beyond, 0, 1, 0x40000000), refuse]  # calls of x32
+        steps += [(equal, 0, 1, 435), (answer, 0, 0, 0x50000 | errno.ENOSYS)]  # clone3: nobody sees its flags
+        steps += [step for number in refused for step in ((equal, 0, 1, number), refuse)]
+        steps += [(equal, 0, 2, clone), (load, 0, 0, 16), (have, 1, 0, 0x10000000), allow, refuse]  # CLONE_NEWUSER
+        return ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
 
     def run(self, sock):
         """Program: the first message loads it, each other one is a call. The answer: builtin classes of the exception

@@ -753,7 +753,7 @@ for program in json.loads(sys.argv[4]):
 NO_NAMESPACES = ["def hide(self):", "def hide(self):\n        raise OSError\n\n    def unused(self):"]
 HALF_A_CAGE = ['self.call("pivot_root"', 'raise OSError(1, "pivot_root")\n        self.call("pivot_root"']
 NO_LANDLOCK = ["self.libc.syscall(444, None, 0, 1)", "0"]
-NO_SECCOMP = ["self.SYSCALLS.get(os.uname().machine)", "None"]
+NO_SECCOMP = ["self.SYSCALLS.get(os.uname().machine)", "None"]  # as on another machine
 PLATFORMS = {  # what is refused, what the log must say is missing
     "all": ([], []),
     "half a cage": ([HALF_A_CAGE], ["network, processes and a disk"]),
