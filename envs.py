@@ -1029,6 +1029,7 @@ class _Sandbox:
 
     pool = queue.LifoQueue()  # one for each core; a thread takes one for a program
     warn = staticmethod(functools.cache(logging.getLogger("envs").warning))
+    patience = 30  # seconds for the zygote, which is trusted, and slow where the machine is
     control = None  # socket to the zygote, which ends with this process in whatever way that ends
 
     def open(self, source, entry, call_seconds, seconds):
@@ -1047,7 +1048,7 @@ class _Sandbox:
             self.sock, theirs = socket.socketpair()
             with theirs:
                 socket.send_fds(self.control, [b"+"], [theirs.fileno()])
-            self.sock.settimeout(30)
+            self.sock.settimeout(self.patience)
             ready = self.sock.recv(1) == b"+"
             self.ask(self.load, {})
         except (Exception, _SandboxFailure) as error:
@@ -1062,7 +1063,7 @@ class _Sandbox:
             streams = {"stdin": theirs, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             command, env = [sys.executable, "-S", "-B", "-c", source], {"LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
             self.process = subprocess.Popen(command, env=env, cwd="/", start_new_session=True, **streams)
-        control.settimeout(30)
+        control.settimeout(self.patience)
         if not (hello := control.recv(4096).decode()):
             control.close()
             self.process.wait()
@@ -1081,7 +1082,10 @@ class _Sandbox:
             with contextlib.suppress(OSError):
                 control.sendall(b"-")
                 self.control = control if control.recv(1) else None
-            self.sandbox_error |= self.control is None
+            if self.control is None:
+                self.sandbox_error = True
+                self.process.kill()  # it may hang, and all of its programs end with it
+                self.process.wait()
 
     def __call__(self, *args, **kwargs):
         self.got = None
@@ -1101,11 +1105,11 @@ class _Sandbox:
             self.sock.settimeout(self.call_seconds)
             _SandboxWorker.send(self.sock, nonce, args, kwargs)
             echo, kinds, value, mutable = _SandboxWorker.receive(self.sock, deadline)
-            self.changes += zip(_SandboxWorker.mutable(args, kwargs), mutable)
             # the nearest builtin class that takes one message; StopIteration would end a test's loop
             kinds = [getattr(builtins, kind) for kind in kinds if not re.match("Stop|Unicode.+Error|.*Group", kind)]
             if echo != nonce or (kinds and not (issubclass(kinds[0], Exception) and isinstance(value, str))):
                 raise _SandboxFailure(f"{kinds[0].__name__}: {value}" if kinds else "crash")
+            self.changes += zip(_SandboxWorker.mutable(args, kwargs), mutable)
         except (Exception, _SandboxFailure) as error:
             self.stop()
             crash = "crash" if isinstance(error, (OSError, EOFError)) else _sandbox_line(error)
@@ -1181,9 +1185,9 @@ def run_tests(problem, aux, main, call_seconds=2.0, seconds=10.0):
     trusted["__import__"] = lambda name, *rest: dice if name == "random" else __import__(name, *rest)
 
     def failure(code, space):
-        box.settle()
         box.fault, box.got = "", None
         try:
+            box.settle()
             exec(code, space)
         except KeyboardInterrupt:
             raise

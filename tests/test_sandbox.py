@@ -372,6 +372,21 @@ def test_killed_zygote_is_replaced():
     assert all(r["sandbox_error"] or r["passed"] == 2 for r in results)
 
 
+@LINUX
+def test_hanging_zygote_is_replaced(monkeypatch):
+    run("def f(x): return x")
+    monkeypatch.setattr(envs._Sandbox, "patience", 2)
+    box = envs._Sandbox.pool.queue[-1]  # the next
+    box.control.settimeout(2)
+    members = family(box.process.pid)
+    for pid in members:
+        os.kill(pid, signal.SIGSTOP)
+    results = [run("def f(x): return x + 1") for _ in range(6)]
+    assert results[0]["sandbox_error"] and results[0]["seconds"] < 9
+    assert [r["passed"] for r in results][-3:] == [2, 2, 2]
+    assert not settled(lambda: {pid for pid in members if os.path.exists(f"/proc/{pid}")})
+
+
 # ---------------------------------------------------------------------------------------- hostile programs
 FRAME = (
     "import os, json, sys\ndef nonce(): return sys._getframe(2).f_locals['nonce']\n"
