@@ -868,10 +868,19 @@ class _SandboxWorker:
     LIMIT = 1 << 20  # bytes of a message
     RLIMITS = (("AS", 512 << 20), ("CPU", 20), ("NOFILE", 64), ("NPROC", 24), ("CORE", 0), ("MEMLOCK", 0))
     MODULES = (  # needed here, or often by programs, which then have them at once
-        "ast, bisect, collections, contextlib, copy, ctypes, datetime, decimal, fractions, functools, gc, glob,"
+        "ast, bisect, collections, contextlib, copy, ctypes, datetime, decimal, errno, fractions, functools, gc, glob,"
         "hashlib, heapq, itertools, json, math, operator, os, random, re, resource, signal, socket, statistics, string,"
         "struct, sys, time, types, typing"
     )
+    # What seccomp refuses, since it escapes the rlimits, outlives a program or reaches another: sockets (not pairs),
+    # memfd, System V and POSIX IPC, keys, signals, tracing, namespaces, io_uring, bpf, perf, userfaultfd; new calls of
+    # both machines first. By machine: the kernel's numbers of the architecture, of clone and of the refused.
+    SYSCALLS = {
+        "x86_64": "3221225534 56 424 425 438 29 41 62 64 68 101 129 200 234 240 248 249 250 272 297 298 308 310 311 "
+        "319 321 323",
+        "aarch64": "3221225655 220 424 425 438 97 117 129 130 131 138 180 186 190 194 198 217 218 219 240 241 268 270 "
+        "271 279 280 282",
+    }
 
     @staticmethod
     def encode(value):
@@ -887,18 +896,25 @@ class _SandboxWorker:
         raise BaseException(f"cannot pass a {type(value).__name__}")
 
     @staticmethod
-    def decode(tree, depth=100):
-        """Value of an untrusted tree, of exact builtin types; an Exception if the tree is not one of `encode`."""
+    def decode(tree, hashes, depth=100):
+        """Value of an untrusted tree, of exact builtin types; an Exception if the tree is not one of `encode`. `hashes`
+        gets those of its atoms: a set of many equal ones takes quadratic time, here or in a test."""
         if tree is None or isinstance(tree, (bool, float)):
             return tree
         kind, rest = tree[0], tree[1:]
         if isinstance(tree, str):
-            return {"s": str, "i": lambda digits: int(digits, 16), "b": bytes.fromhex, "c": complex}[kind](rest)
-        items = [_SandboxWorker.decode(item, depth - 1) for item in rest]
+            value = {"s": str, "i": lambda digits: int(digits, 16), "b": bytes.fromhex, "c": complex}[kind](rest)
+            hashes[tree] = hash(value)
+            return value
+        items = [_SandboxWorker.decode(item, hashes, depth - 1) for item in rest]
         keys = [item[0] for item in items] if kind == "d" else items if kind in "sf" else []
-        if depth < 0 or len(keys) > 100 + len({hash(key) for key in keys}):  # many equal hashes take quadratic time
+        if depth < 0 or len(keys) > 100 + len(set(map(hash, keys))):
             raise ValueError("cannot pass such a value")
         return {"l": list, "t": tuple, "s": set, "f": frozenset, "d": dict}[kind](items)
+
+    @staticmethod
+    def mutable(args, kwargs):
+        return [value for value in (*args, *kwargs.values()) if isinstance(value, (list, dict, set))]
 
     @staticmethod
     def send(sock, *message):
@@ -914,11 +930,14 @@ class _SandboxWorker:
             data += (part := sock.recv(1 << 16))
             if not part or len(data) > _SandboxWorker.LIMIT:
                 raise EOFError
-        return _SandboxWorker.decode(json.loads(data, parse_int=str))
+        message = _SandboxWorker.decode(json.loads(data, parse_int=str), hashes := {})
+        if len(hashes) > 100 + len(set(hashes.values())):
+            raise ValueError("cannot pass such a value")
+        return message
 
     def attempt(self, function, *args):
         with contextlib.suppress(OSError, ValueError):
-            return function(*args) is not NotImplemented
+            function(*args)
 
     def call(self, name, *args):
         """Result of a function of Linux' C library; OSError if it fails."""
@@ -927,18 +946,25 @@ class _SandboxWorker:
             raise OSError(ctypes.get_errno(), name)
         return result
 
-    def serve(self):
-        """Zygote: builds the cage, then runs one program after the other until the parent closes the socket or dies."""
+    def serve(self, caged):
+        """Zygote: runs one program after the other until the parent closes the socket or dies; OSError: no cage."""
         control = socket.socket(fileno=0)
         self.libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-        self.libraries = [f"{sys.base_prefix}/lib", *glob.glob("/lib*"), *glob.glob("/usr/lib*")]
+        self.caged, self.libraries = caged, [f"{sys.base_prefix}/lib", *glob.glob("/lib*"), *glob.glob("/usr/lib*")]
         self.landlock = self.libc.syscall(444, None, 0, 1) if self.libc else 0  # its version
+        self.filter = self.seccomp_filter()
         self.attempt(Path("/proc/self/oom_score_adj").write_text, "1000")  # to be killed before the training
         self.attempt(self.call, "prctl", 36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans become its children
-        self.caged = bool(self.attempt(self.hide))
-        lacks = f"private network{', processes' * (self.landlock < 6)}{', files' * (self.landlock < 1)}"
-        control.sendall(b"+" + lacks.encode() * (not self.caged))
         children = Path(f"/proc/self/task/{os.getpid()}/children")  # not there if caged: the kernel kills them all
+        if caged:
+            self.hide()
+        protections = {
+            "namespaces (a network, processes and a disk of its own)": caged,
+            "Landlock (hidden files)": caged or self.landlock > 0,
+            "seccomp (no sockets, signals, keys, shared memory)": self.filter,
+            "rlimits (memory)": self.libc,
+        }
+        control.sendall(b"+" + ", ".join(name for name, there in protections.items() if not there).encode())
         gc.freeze()
         while fds := socket.recv_fds(control, 1, 1)[1]:
             if self.caged:
@@ -962,12 +988,11 @@ class _SandboxWorker:
 
     def hide(self):
         """Namespaces without a network or other processes, whose root holds the libraries, read-only, and no more."""
-        if uid := os.geteuid():  # a user namespace: all capabilities inside, none outside, and no further one inside
+        if uid := os.geteuid():  # a user namespace: all capabilities inside, none outside
             maps = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{os.getegid()} {os.getegid()} 1"}
             self.call("unshare", 0x10000000)  # CLONE_NEWUSER
             for name, text in maps.items():
                 Path("/proc/self", name).write_text(text)
-            self.attempt(Path("/proc/sys/user/max_user_namespaces").write_text, "0")
         self.call("unshare", 0x60020000)  # CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWPID
         if os.fork():  # the child is the first process of its namespace: with it all programs end
             os.wait()
@@ -997,8 +1022,8 @@ class _SandboxWorker:
                 self.attempt(change, *ids)
         for name, value in (*self.RLIMITS, ("FSIZE", 8 << 20 if self.caged else 0)):
             self.attempt(resource.setrlimit, getattr(resource, f"RLIMIT_{name}"), (value, value))
-        self.attempt(self.call, "prctl", 1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
-        self.attempt(self.call, "prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+        for option, value in ((1, signal.SIGKILL), (4, 0), (38, 1)):  # PR_SET_PDEATHSIG, DUMPABLE, NO_NEW_PRIVS
+            self.attempt(self.call, "prctl", option, value, 0, 0, 0)
         if self.landlock > 0:  # may read libraries and write to its disk; no TCP; no signal to others, no trace of them
             rights = 0x1FFF if self.landlock < 3 else 0x7FFF
             scope = struct.pack("3Q", rights, 3 * (self.landlock > 3), 3 * (self.landlock > 5))
@@ -1008,10 +1033,29 @@ class _SandboxWorker:
                 self.call("syscall", 445, rules, 1, rule, 0)
             self.call("syscall", 446, rules, 0)
         self.attempt(self.call, "capset", (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
+        if self.filter:
+            program = struct.pack("HP", len(self.filter) // 8, ctypes.addressof(self.filter))
+            self.call("prctl", 22, 2, program, 0, 0)  # PR_SET_SECCOMP
+
+    def seccomp_filter(self):
+        """Steps (operation, to skip if true, to skip if not, operand) of 8 bytes; None if the kernel has no filters."""
+        numbers = self.SYSCALLS.get(os.uname().machine) if self.libc and sys.maxsize > 1 << 32 else None
+        if not numbers or self.libc.prctl(22, 2, None, 0, 0) == 0 or ctypes.get_errno() != errno.EFAULT:
+            return None
+        architecture, clone, *refused = map(int, numbers.split())
+        load, equal, beyond, have, answer = 0x20, 0x15, 0x35, 0x45, 0x06
+        allow, refuse = (answer, 0, 0, 0x7FFF0000), (answer, 0, 0, 0x50000 | errno.EPERM)
+        steps = [(load, 0, 0, 4), (equal, 1, 0, architecture), refuse]
+        steps += [(load, 0, 0, 0), (beyond, 0, 1, 0x40000000), refuse]  # calls of x32
+        steps += [(equal, 0, 1, 435), (answer, 0, 0, 0x50000 | errno.ENOSYS)]  # clone3: nobody sees its flags
+        steps += [step for number in refused for step in ((equal, 0, 1, number), refuse)]
+        steps += [(equal, 0, 2, clone), (load, 0, 0, 16), (have, 1, 0, 0x10000000), allow, refuse]  # CLONE_NEWUSER
+        return ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
 
     def run(self, sock):
         """Program: the first message loads it, each other one is a call. The answer: builtin classes of the exception
-        (none: no exception), value or message."""
+        (none: no exception), value or message, the mutable arguments as the call left them."""
+        sock.sendall(b"+")
         module = sys.modules["program"] = types.ModuleType("program")
 
         def step(source, entry):
@@ -1023,11 +1067,12 @@ class _SandboxWorker:
 
         while True:
             nonce, args, kwargs = self.receive(sock)
+            mutable = self.mutable(args, kwargs)
             try:
-                self.send(sock, nonce, [], step(*args, **kwargs))
+                self.send(sock, nonce, [], step(*args, **kwargs), mutable)
             except BaseException as error:
                 kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
-                self.send(sock, nonce, kinds, str(error)[:500])
+                self.send(sock, nonce, kinds, str(error)[:500], [])
 
 
 class _SandboxFailure(BaseException):
@@ -1039,39 +1084,49 @@ class _Sandbox:
 
     pool = queue.LifoQueue()  # one for each core; a thread takes one for a program
     warn = staticmethod(functools.cache(logging.getLogger("envs").warning))
+    patience = 30  # seconds for the zygote, which is trusted, and slow where the machine is
     control = None  # socket to the zygote, which ends with this process in whatever way that ends
 
     def open(self, source, entry, call_seconds, seconds):
         self.load, self.call_seconds, self.end = (source, entry), call_seconds, time.monotonic() + seconds
-        self.starts, self.sock, self.sandbox_error = 0, None, False
+        self.starts, self.sock, self.sandbox_error, self.changes = 0, None, False, []
         self.fault = self.broken = ""  # why a call of this test had no answer; why no further call can have one
         return self
 
     def start(self):
         """A new process that has loaded the program; sets `broken` if there cannot be one."""
         self.starts += 1
+        ready = False
         try:
             if self.control is None or self.owner != os.getpid() or self.process.poll() is not None:
                 self.spawn()
             self.sock, theirs = socket.socketpair()
             with theirs:
                 socket.send_fds(self.control, [b"+"], [theirs.fileno()])
+            self.sock.settimeout(self.patience)
+            ready = self.sock.recv(1) == b"+"
             self.ask(self.load, {})
         except (Exception, _SandboxFailure) as error:
             self.broken = _sandbox_line(error)
-            self.sandbox_error |= self.control is None
+            self.sandbox_error |= self.control is None or not ready
 
-    def spawn(self):
+    def spawn(self, caged=True):
         source = f"import sys\ndel sys.path[0]\nimport {_SandboxWorker.MODULES}\nfrom pathlib import Path\n"
-        source += f"{inspect.getsource(_SandboxWorker)}\n_SandboxWorker().serve()"
+        source += f"{inspect.getsource(_SandboxWorker)}\n_SandboxWorker().serve({caged})"
         self.control, (control, theirs) = None, socket.socketpair()
         with theirs:
             streams = {"stdin": theirs, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             command, env = [sys.executable, "-S", "-B", "-c", source], {"LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
             self.process = subprocess.Popen(command, env=env, cwd="/", start_new_session=True, **streams)
-        control.settimeout(30)
-        if lacks := control.recv(4096)[1:].decode():
-            self.warn("sandbox: this platform refuses to model-written code: %s", lacks)
+        control.settimeout(self.patience)
+        if not (hello := control.recv(4096).decode()):
+            control.close()
+            self.process.wait()
+            if not caged:
+                raise OSError("the sandbox does not start")
+            return self.spawn(caged=False)  # from nothing: a cage may have been refused half-way
+        if hello[1:]:
+            self.warn("sandbox: this platform lacks, against model-written code: %s", hello[1:])
         self.control, self.owner = control, os.getpid()
 
     def stop(self):
@@ -1082,7 +1137,10 @@ class _Sandbox:
             with contextlib.suppress(OSError):
                 control.sendall(b"-")
                 self.control = control if control.recv(1) else None
-            self.sandbox_error |= self.control is None
+            if self.control is None:
+                self.sandbox_error = True
+                self.process.kill()  # it may hang, and all of its programs end with it
+                self.process.wait()
 
     def __call__(self, *args, **kwargs):
         self.got = None
@@ -1101,11 +1159,12 @@ class _Sandbox:
         try:
             self.sock.settimeout(self.call_seconds)
             _SandboxWorker.send(self.sock, nonce, args, kwargs)
-            echo, kinds, value = _SandboxWorker.receive(self.sock, deadline)
+            echo, kinds, value, mutable = _SandboxWorker.receive(self.sock, deadline)
             # the nearest builtin class that takes one message; StopIteration would end a test's loop
             kinds = [getattr(builtins, kind) for kind in kinds if not re.match("Stop|Unicode.+Error|.*Group", kind)]
-            if echo != nonce or (kinds and not issubclass(kinds[0], Exception)):
+            if echo != nonce or (kinds and not (issubclass(kinds[0], Exception) and isinstance(value, str))):
                 raise _SandboxFailure(f"{kinds[0].__name__}: {value}" if kinds else "crash")
+            self.changes += zip(_SandboxWorker.mutable(args, kwargs), mutable)
         except (Exception, _SandboxFailure) as error:
             self.stop()
             crash = "crash" if isinstance(error, (OSError, EOFError)) else _sandbox_line(error)
@@ -1115,7 +1174,18 @@ class _Sandbox:
             raise _SandboxFailure(self.fault) from None
         if kinds:
             raise kinds[0](value)
+        if value is None:
+            self.settle()
         return value
+
+    def settle(self):
+        """Changes the tests' lists, dicts and sets as calls changed theirs: after a statement, so that no value is held
+        against what its own call made of an argument, or after a call without a value, which is made for the change."""
+        for old, new in self.changes:
+            if isinstance(old, type(new)) and old != new:
+                old.clear()
+                (old.extend if isinstance(old, list) else old.update)(new)
+        self.changes = []
 
 
 for _core in getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0):
@@ -1123,9 +1193,13 @@ for _core in getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 
 
 
 def _sandbox_line(error):
-    """An exception as one line of clean text, whatever its message holds."""
-    text = str(error) if isinstance(error, _SandboxFailure) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())[:200].rstrip(": ").encode(errors="replace").decode()
+    """An exception as one line of printable text, whatever its message holds."""
+    text = ""
+    with contextlib.suppress(Exception):  # an int too long to print
+        text = str(error)[:1000]
+    text = "".join(char if char.isprintable() else " " for char in text)
+    name = "" if isinstance(error, _SandboxFailure) else f"{type(error).__name__}: "
+    return " ".join(f"{name}{text}".split())[:200].rstrip(": ")
 
 
 @functools.lru_cache(4096)
@@ -1168,6 +1242,7 @@ def run_tests(problem, aux, main, call_seconds=2.0, seconds=10.0):
     def failure(code, space):
         box.fault, box.got = "", None
         try:
+            box.settle()
             exec(code, space)
         except KeyboardInterrupt:
             raise
