@@ -13,7 +13,7 @@ one GPU:  python collm_cc.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct --actor-lr
 # V vocabulary, D width, b rows of a microbatch, n response tokens in it, k rows that are still being decoded.
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -421,18 +421,7 @@ def save(run_dir: Path, agents: list[Agent], models: list[nn.Module], args: Args
         with envs.replacing(run_dir / f"agent_{i}") as folder:
             agent.model.save_pretrained(folder)
             agent.tokenizer.save_pretrained(folder)
-    state = {"iteration": iteration, "global_step": global_step, "args": asdict(args)}
-    state["models"] = [(x.state_dict(), x.optimizer.state_dict()) for x in models]
-    envs.write_checkpoint(run_dir, iteration, state)
-
-
-def load(run_dir: Path, models: list[nn.Module], args: Args, device: torch.device) -> tuple[int, int]:
-    """(iteration, global_step) of the newest good checkpoint, models and optimizers put back as they were."""
-    state = envs.read_checkpoint(run_dir, args, models, device)
-    for model, (weights, optimizer) in zip(models, state["models"], strict=True):
-        model.load_state_dict(weights)
-        model.optimizer.load_state_dict(optimizer)
-    return state["iteration"], state["global_step"]
+    envs.write_checkpoint(run_dir, models, args, iteration, global_step)
 
 
 # ===================================================== main =====================================================
@@ -447,7 +436,7 @@ def main(args: Args) -> None:
     critics = [Critic(names[0], list(range(args.num_agents)), args, device)]
     models = [*agents, *critics]
     run_dir = envs.run_folder(args)
-    iteration, global_step = load(run_dir, models, args, device) if args.resume else (0, 0)
+    iteration, global_step = envs.read_checkpoint(run_dir, models, args, device) if args.resume else (0, 0)
     writer = envs.open_run(run_dir, args, global_step)
     generator, start_time, start_step = torch.Generator(device), time.time(), global_step
     stop = envs.stop_signal()  # Ctrl-C or SIGTERM: save after this iteration, and end

@@ -160,17 +160,20 @@ def replacing(path):
         raise UserError(f"{path}: can not be written, what was saved before stays: {error}") from error
 
 
-def write_checkpoint(run_dir, iteration, state):
-    """Write checkpoint_{iteration}.pt; keep the last two."""
+def write_checkpoint(run_dir, models, args, iteration, global_step):
+    """Write checkpoint_{iteration}.pt: args, counters, weights and optimizers (`model.optimizer`). Keep the last two."""
+    state = {"args": asdict(args), "iteration": iteration, "global_step": global_step}
+    state["models"] = [(model.state_dict(), model.optimizer.state_dict()) for model in models]
     with replacing(run_dir / f"checkpoint_{iteration:06d}.pt") as path:
         import_module("torch").save(state, path)
     for old in sorted(run_dir.glob("checkpoint_*.pt"))[:-2]:
         old.unlink()
 
 
-def read_checkpoint(run_dir, args, models, device):
-    """The newest checkpoint of a run that can be read. UserError if none can, or if it is of other args or models: only
-    how long a run goes on, and how it is watched, may change."""
+def read_checkpoint(run_dir, models, args, device):
+    """Put models and optimizers back as they were in the newest checkpoint that can be read: (iteration, global_step).
+    UserError if none can, or if it is of other args or models: only how long a run goes on, and how it is watched, may
+    change."""
     for path in sorted(run_dir.glob("checkpoint_*.pt"), reverse=True):
         try:
             state = import_module("torch").load(path, map_location=device, weights_only=True)
@@ -183,10 +186,12 @@ def read_checkpoint(run_dir, args, models, device):
     now = {name: value for name, value in asdict(args).items() if name not in free}
     if changed := [name for name in now if now[name] != state["args"].get(name)]:
         raise UserError(f"--resume {run_dir}: the run has other values of {', '.join(changed)}")
-    for k, (model, (weights, _)) in enumerate(zip(models, state["models"], strict=True)):
+    for k, (model, (weights, optimizer)) in enumerate(zip(models, state["models"], strict=True)):
         if {n: x.shape for n, x in model.state_dict().items()} != {n: x.shape for n, x in weights.items()}:
             raise UserError(f"--resume {run_dir}: its model {k} has other shapes than --model {args.model} gives")
-    return state
+        model.load_state_dict(weights)
+        model.optimizer.load_state_dict(optimizer)
+    return state["iteration"], state["global_step"]
 
 
 def optional(name):
