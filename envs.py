@@ -161,7 +161,7 @@ def replacing(path):
 
 
 def write_checkpoint(run_dir, models, args, iteration, global_step):
-    """Write checkpoint_{iteration}.pt: args, counters, weights and optimizers (`model.optimizer`). Keep the last two."""
+    """Write checkpoint_{iteration}.pt: args, counters, weights, optimizers (`model.optimizer`). Keep the last two."""
     state = {"args": asdict(args), "iteration": iteration, "global_step": global_step}
     state["models"] = [(model.state_dict(), model.optimizer.state_dict()) for model in models]
     with replacing(run_dir / f"checkpoint_{iteration:06d}.pt") as path:

@@ -60,11 +60,13 @@ def test_flags_and_metrics_named_in_the_readme_exist():
     fields = {name for script in SCRIPTS.values() for name in script.Args.__dataclass_fields__}
     for flag in re.findall(r"--([a-z][a-z-]+)", README.split("## models/tiny")[0]):
         name = flag.removeprefix("no-").replace("-", "_")
-        assert name in fields or flag in ("help", "logdir", "durations"), flag
+        assert name in fields or flag in ("help", "logdir", "durations", "script", "kills", "programs"), flag
     for name in re.findall(r"`(?:losses|charts|time|eval)/(\w+)`", README):
         assert name in code or name == "NAME", name
 
 
-def test_table_of_items():
-    task = envs.make("coding")
-    assert f"{len(task.train)} generated problems, {len(task.eval)} held out" in README
+@pytest.mark.parametrize("name", envs.TASKS)
+def test_table_of_tasks(name):
+    task = envs.make(name)
+    (row,) = re.findall(rf"^\| `{name}` \|.*", README, re.MULTILINE)
+    assert f"| {task.num_turns}" in row and f"{len(task.train)} + {len(task.eval)} " in row
