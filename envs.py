@@ -1415,7 +1415,7 @@ class StrBuild(Game):
     column x is cell (x, H-1-r, 0). A lone agent has both palettes."""
 
     name, fields, verbs = "strbuild", ("rows", "blocks", "max_commands"), ("setblock",)
-    reward_shift, max_reward, success, max_new_tokens = -2.0, 2.0, 2.0, 256
+    reward_shift, max_reward, success, max_new_tokens = -2.0, 2.0, 2.0, 128
 
     def items(self):
         """Words of one or two letters, two columns apart: all letters, short words, initials; 320 and 80 held out."""
@@ -1497,7 +1497,7 @@ class HouseBuild(Game):
     "spider_damage": number, "limited_resource": bool, "max_commands": int}. A lone agent has both agents' limits."""
 
     name, feedback_kinds, verbs = "housebuild", ("score", "position", "perfect"), ("fill", "kill")
-    reward_shift, max_reward, success, max_new_tokens = -1.0, 1.0, 1.0, 256
+    reward_shift, max_reward, success, max_new_tokens = -1.0, 1.0, 1.0, 128
 
     def items(self):
         """Generated houses, 320 and 80 held out; either half (cut at x = (width + 1) // 2) keeps within the limits."""

@@ -51,8 +51,8 @@ class Args:
     """joint actions to train for"""
     num_envs: int = 64
     """episodes rolled out in parallel for each iteration (B)"""
-    num_minibatches: int = 1
-    """gradient steps per iteration, each on num_envs / num_minibatches whole episodes"""
+    num_minibatches: int = 4
+    """gradient steps per iteration, each on num_envs / num_minibatches whole episodes; 1 is strictly on policy"""
     microbatch_tokens: int = 8192
     """tokens, padding included, of one forward/backward in the update: bounds memory, changes no result"""
     max_new_tokens: int | None = None
@@ -75,7 +75,7 @@ class Args:
     """added to every raw reward; the task's own by default"""
     eval_every: int = 10
     """iterations between evaluations on held-out items; 0: only at the start and the end"""
-    eval_episodes: int = 256
+    eval_episodes: int = 128
     """episodes of an evaluation, at most eval_samples of each held-out item"""
     eval_samples: int = 4
     """episodes of each held-out item in an evaluation, for pass@k"""

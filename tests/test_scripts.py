@@ -25,6 +25,7 @@ SCRIPTS = [collm_cc, collm_dc, mc_baseline]
 SMALL = {
     "task": "coding",
     "num_envs": 4,
+    "num_minibatches": 1,
     "total_env_steps": 14,
     "eval_every": 0,
     "eval_episodes": 4,
@@ -187,7 +188,7 @@ BAD = [
     (collm_dc, ["--model", "models"], r"--model models: neither a folder"),
     (collm_dc, ["--model", "models/tiny", "models/tiny", "models/tiny"], r"--model .*: must be one name, or 2"),
     (collm_cc, ["--num-envs", "10", "--num-minibatches", "4"], r"--num-envs 10: must be divisible by 4"),
-    (mc_baseline, ["--num-envs", "6"], r"--num-envs 6: must be divisible by 4"),
+    (mc_baseline, ["--num-envs", "24"], r"--num-envs 24: must be divisible by 16"),
     (mc_baseline, ["--num-envs", "8", "--num-minibatches", "4"], r"--num-envs 8: must be divisible by 16"),
     (mc_baseline, ["--num-generations", "1"], r"--num-generations 1: must be at least 2 with --baseline mean"),
     (collm_cc, ["--eval-episodes", "10"], r"--eval-episodes 10: must be divisible by --eval-samples"),
@@ -258,7 +259,9 @@ def test_command_line(name, elsewhere):
     """As a user runs it, in a process of its own and copied with envs.py and models/tiny to an empty folder."""
     for file in (f"{name}.py", "envs.py"):
         (elsewhere / file).write_text((ROOT / file).read_text())
-    flags = "--task coding --num-envs 4 --total-env-steps 2 --eval-episodes 4 --run-name cli".split()
+    flags = (
+        "--task coding --num-envs 4 --num-minibatches 1 --total-env-steps 2 --eval-episodes 4 --run-name cli".split()
+    )
     flags += ["--num-agents", "2"] if name != "mc_baseline" else ["--num-generations", "2"]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
     run = subprocess.run([sys.executable, f"{name}.py", *flags], env=env, capture_output=True, text=True, timeout=120)
