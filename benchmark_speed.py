@@ -112,7 +112,7 @@ def ours(spec):
 
     script, device = import_module(spec["script"]), torch.device("cpu")
     n, single = spec["agents"], spec["script"] == "mc_baseline"
-    args = script.Args(model=[spec["model"]], num_agents=n, num_envs=spec["episodes"])
+    args = script.Args(model=[spec["model"]], num_agents=n, num_envs=spec["episodes"], num_minibatches=1)
     args.max_new_tokens = None if spec.get("task") else spec["max_new_tokens"]
     task = envs.make(spec["task"], n) if spec.get("task") else Workload(spec)
     agents = [script.Agent(spec["model"], args, device) for _ in range(n)]
