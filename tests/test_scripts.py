@@ -92,12 +92,13 @@ def test_a_run_trains_logs_and_saves(script, elsewhere):
     per_agent += ["charts/response_length", "charts/eos_rate"]
     per_agent += [] if script is mc_baseline else ["losses/value_loss", "losses/explained_variance"]
     once = "episodic_return SPS learning_rate tokens_per_second peak_memory_gb sandbox_error".split()
-    tags = {f"charts/{name}" for name in once} | {"time/rollout", "time/update"} | set(per_agent)
+    tags = {f"charts/{name}" for name in once} | {"time/rollout", "time/update", "time/reward"} | set(per_agent)
     tags |= {f"{name}/agent_{i}" for name in per_agent for i in range(2)}
     metrics = (
         "score success pass@1 pass@2 tests aux_defined main_defined syntax cooperation wrapper sandbox_error".split()
     )
-    tags |= {f"eval/{name}{turn}" for name in metrics for turn in ("", "/turn_0", "/turn_1")} | {"eval/episodic_return"}
+    tags |= {f"eval/{name}{turn}" for name in metrics for turn in ("", "/turn_0", "/turn_1")}
+    tags |= {"eval/episodic_return", "eval/time", "eval/tokens"}
     assert tags <= set(logged)
     for tag, values in logged.items():
         steps = [step for step, _ in values]
@@ -107,6 +108,16 @@ def test_a_run_trains_logs_and_saves(script, elsewhere):
         assert finite or "explained_variance" in tag, (tag, values)  # no variance among four returns
     texts = EventAccumulator(str(folder)).Reload().Tags()["tensors"]
     assert {"hyperparameters/text_summary", "episodes/0/text_summary"} <= set(texts)
+
+
+@pytest.mark.parametrize("task", [name for name in envs.TASKS if name != "coding"])
+def test_every_task_trains(task, elsewhere):
+    kinds = envs.TASKS[task].feedback_kinds
+    folder = train(collm_dc, task, task=task, total_env_steps=1, feedback=kinds[-1] if kinds else None)
+    assert {"eval/score", "eval/success", "losses/value_loss"} <= set(scalars(folder))
+    text = EventAccumulator(str(folder)).Reload().Tensors("episodes/0/text_summary")[-1]
+    shown = text.tensor_proto.string_val[0].decode()
+    assert f"turn {envs.TASKS[task].num_turns - 1}, agent 1 is told" in shown and "=== reward " in shown
 
 
 def test_cc_and_dc_log_the_same_tags(elsewhere):

@@ -451,7 +451,7 @@ def generate(model, tokenizer, chats, max_new_tokens):
     return answers, ended / len(chats)
 
 
-def report(out, repeats=4):
+def report(out, repeats=2):
     """Metrics of teams that sample at temperature 1 on held-out items, token counts, and each role's answers."""
     torch.manual_seed(4)
     tokenizer, model = AutoTokenizer.from_pretrained(out), AutoModelForCausalLM.from_pretrained(out).eval()
