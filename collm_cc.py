@@ -51,8 +51,8 @@ class Args:
     """joint actions to train for"""
     num_envs: int = 64
     """episodes rolled out in parallel for each iteration (B)"""
-    num_minibatches: int = 4
-    """gradient steps per iteration, each on num_envs / num_minibatches whole episodes; 1 is strictly on policy"""
+    num_minibatches: int = 1
+    """gradient steps per iteration, each on num_envs / num_minibatches whole episodes; 1: strictly on policy"""
     microbatch_tokens: int = 8192
     """tokens, padding included, of one forward/backward in the update: bounds memory, changes no result"""
     max_new_tokens: int | None = None

@@ -31,7 +31,9 @@ def test_golden(task):
     rows = [json.loads(line) for line in GOLDEN.read_text().splitlines()]
     got = envs.score_batch(task, [row["item"] for row in rows], [row["actions"] for row in rows])
     wrong = {
-        row["id"]: (r, row["reward"]) for row, (r, _) in zip(rows, got, strict=True) if abs(r - row["reward"]) > 1e-6
+        row["id"]: (reward, row["reward"], info["result"])
+        for row, (reward, info) in zip(rows, got, strict=True)
+        if abs(reward - row["reward"]) > 1e-6
     }
     assert len(rows) > 50
     assert not wrong

@@ -64,7 +64,7 @@ def text(rng, item):
 @pytest.mark.parametrize("name", envs.TASKS)
 def test_fuzzed_datasets_and_texts(name, num_agents, tmp_path):
     rng, items, path, loaded = random.Random(f"{name} {num_agents}"), envs.make(name).train, tmp_path / "rows.jsonl", 0
-    for _ in range(200):
+    for _ in range(100):
         rows = [spoil(rng, item) if rng.random() < 0.7 else item for item in rng.sample(items, rng.randint(1, 2))]
         lines = [json.dumps(row)[rng.random() < 0.05 :] for row in rows]
         path.write_text("\n".join(lines), encoding="utf-8")

@@ -199,7 +199,7 @@ BAD = [
     (collm_dc, ["--model", "models"], r"--model models: neither a folder"),
     (collm_dc, ["--model", "models/tiny", "models/tiny", "models/tiny"], r"--model .*: must be one name, or 2"),
     (collm_cc, ["--num-envs", "10", "--num-minibatches", "4"], r"--num-envs 10: must be divisible by 4"),
-    (mc_baseline, ["--num-envs", "24"], r"--num-envs 24: must be divisible by 16"),
+    (mc_baseline, ["--num-envs", "6"], r"--num-envs 6: must be divisible by 4"),
     (mc_baseline, ["--num-envs", "8", "--num-minibatches", "4"], r"--num-envs 8: must be divisible by 16"),
     (mc_baseline, ["--num-generations", "1"], r"--num-generations 1: must be at least 2 with --baseline mean"),
     (collm_cc, ["--eval-episodes", "10"], r"--eval-episodes 10: must be divisible by --eval-samples"),
