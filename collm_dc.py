@@ -49,8 +49,8 @@ class Args:
     """what a game tells after a turn: position, score or perfect; the task's own by default"""
     total_env_steps: int = 4000
     """joint actions to train for"""
-    num_envs: int = 64
-    """episodes rolled out in parallel for each iteration (B)"""
+    num_envs: int | None = None
+    """episodes rolled out in parallel for each iteration (B); the task's own by default"""
     num_minibatches: int = 1
     """gradient steps per iteration, each on num_envs / num_minibatches whole episodes; 1: strictly on policy"""
     microbatch_tokens: int = 8192

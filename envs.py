@@ -82,6 +82,8 @@ def parse_args(args_class, argv=None):
             args = tyro.cli(args_class, args=argv, default=args_class(**saved | {"resume": args.resume}))
         except (OSError, KeyError, TypeError, json.JSONDecodeError):
             raise UserError(f"--resume {args.resume}: must be the folder of a run, with its args.json") from None
+    if args.num_envs is None:
+        args.num_envs = TASKS.get(args.task, Task).num_envs
     numbers = {k: v for k, v in asdict(args).items() if type(v) in (int, float) and k != "reward_shift"}
     at_least_0 = ("seed", "vf_coef", "gamma", "gae_lambda", "eval_every", "save_every")
     group, kind = getattr(args, "num_generations", 1), getattr(args, "baseline", "none")
@@ -235,6 +237,7 @@ class Task:
 
     name = ""  # what --task takes
     num_turns = 1
+    num_envs = 64  # default number of episodes of an iteration: fewer where an episode has more turns
     reward_shift = 0.0  # added to the raw reward of every turn (paper, section 5)
     max_reward = 1.0  # the best raw reward; metric `score` is the raw reward as a percentage of it
     success = 1.0  # raw reward at which an episode ends early
@@ -1360,7 +1363,7 @@ class Game(Task):
     A subclass names its commands in `verbs` and writes plan(item) -> GamePlan; brief(item, agent, cap), the rest of an
     observation; needs(item, grid) -> {wrong cell: block that it should be}; spell({cell: label}) -> text."""
 
-    num_turns, feedback_kinds = 4, ("position", "score", "perfect")
+    num_turns, num_envs, feedback_kinds = 4, 16, ("position", "score", "perfect")
 
     def cap(self, item, agent):
         """How many commands this agent may run in a turn."""
@@ -1451,11 +1454,11 @@ class StrBuild(Game):
         chars = {"#": "#"} | dict(zip(dict.fromkeys(itertools.chain(*palettes)), string.ascii_letters))
         return GamePlan((len(item["rows"][0]), h, 1), design, allowed, chars, 0.0)
 
-    def spell(self, labels, between="; "):
-        rows = {}
-        for (x, y, _), label in sorted(labels.items(), key=lambda pair: (pair[1], -pair[0][1], pair[0])):
-            rows.setdefault(f"{label} y={y}:".lstrip(), []).append(str(x))
-        return between.join(f"{row} {' '.join(xs)}" for row, xs in rows.items())
+    def spell(self, labels):
+        lists = {label: [] for label in sorted(set(labels.values()))}
+        for (x, y, _), label in sorted(labels.items(), key=lambda pair: (-pair[0][1], pair[0])):
+            lists[label].append(f"{x} {y}")
+        return "; ".join(f"{label} {', '.join(cells)}".lstrip() for label, cells in lists.items())
 
     def brief(self, item, agent, cap):
         plan = self.plan(item)
@@ -1464,8 +1467,8 @@ class StrBuild(Game):
             f" Your blocks: {', '.join(block for block in plan.allowed[agent] if block != 'air')}.\n"
             "Reward: 2 x share of target cells filled - 1.5 x share of other cells filled - share of touching pairs of"
             " one texture (wood, stone, concrete, else the block) - 0.25 for each builder not showing all its blocks.\n"
-            f"x 0-{plan.size[0] - 1}, y 0-{plan.size[1] - 1} (up). Target, the x in each row:\n"
-        ) + self.spell(dict.fromkeys(plan.design, ""), "\n")
+            f"x 0-{plan.size[0] - 1}, y 0-{plan.size[1] - 1} (up). Target cells as x y:\n"
+        ) + self.spell(dict.fromkeys(plan.design, ""))
 
     def score(self, item, actions):
         """2 cover - 1.5 extra - adj - 0.25 miss: -0.5 for nothing, 2 for a perfect build."""
@@ -1561,21 +1564,18 @@ class HouseBuild(Game):
         return GamePlan(size, design, [allowed] * self.num_agents, chars, harm)
 
     def spell(self, labels, between="; "):
-        lines = {}
-        for (x1, y1, z1), (x2, y2, z2), label in house_boxes(labels):
-            lines.setdefault(f"y={y1}-{y2}" if y2 > y1 else f"y={y1}", []).append(f"{label} {x1} {z1} {x2} {z2}")
-        return between.join(f"{y}: {', '.join(line)}" for y, line in lines.items())
+        return between.join(" ".join(map(str, (*low, *high, label))) for low, high, label in house_boxes(labels))
 
     def brief(self, item, agent, cap):
         (w, h, d), design, allowed, chars, harm = self.plan(item)
         limits = allowed[agent] if item["limited_resource"] else {}
-        blocks = ", ".join(f"{char} {block} {limits.get(block, '')}".rstrip() for block, char in chars.items())
+        blocks = ", ".join(f"{block} {limits.get(block, '')}".rstrip() for block in chars)
         return (
             f"Reply with at most {cap} lines `/fill x1 y1 z1 x2 y2 z2 block` (box, both corners included) or `/kill`.\n"
             f"Reward: share of cells as designed{f' - {harm:.2g} if nobody sends /kill (spiders)' if harm else ''}.\n"
             f"x 0-{w - 1}, y 0-{h - 1} (up), z 0-{d - 1}. Blocks{' and cells you may fill' * bool(limits)}: {blocks}.\n"
-            "Target as block x1 z1 x2 z2, the rest air:\n"
-        ) + self.spell({cell: chars[block] for cell, block in design.items()}, "\n")
+            "Target boxes as x1 y1 z1 x2 y2 z2 block, the rest air:\n"
+        ) + self.spell(design, "\n")
 
     def score(self, item, actions):
         """Share of cells as designed, minus the spiders' harm if nobody killed them: 1 for a perfect build."""

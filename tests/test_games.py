@@ -308,20 +308,17 @@ def test_observations():
     assert "oak_planks, stone." in one and "obsidian" not in one and "white_concrete, obsidian." in two
     for term in ("2 x", "1.5 x", "touching", "0.25", "4 turns", "complete new build", str(STR.cap(item, 0))):
         assert term in one
-    cells = [line for line in one.splitlines() if line.startswith("y=")]
-    told = [(int(x), int(line[2])) for line in cells for x in line.split(": ")[1].split()]
+    told = [tuple(map(int, cell.split())) for cell in one.splitlines()[-1].split(", ")]
     assert told == str_cells(item)
     for house in HOUSE.eval:
         text = HOUSE.observe(house)[1]
         built = {}
-        for line in [line for line in text.splitlines() if line.startswith("y=")]:
-            span, boxes = line[2:].split(": ")
-            low, high = int(span.split("-")[0]), int(span.split("-")[-1])
-            for box in boxes.split(", "):
-                letter, x1, z1, x2, z2 = box.split()
-                for y in range(low, high + 1):
-                    for x in range(int(x1), int(x2) + 1):
-                        built |= {(x, y, z): house["legend"][letter] for z in range(int(z1), int(z2) + 1)}
+        for line in text.split("air:\n")[1].splitlines():
+            *corners, block = line.split()
+            x1, y1, z1, x2, y2, z2 = map(int, corners)
+            for y in range(y1, y2 + 1):
+                for x in range(x1, x2 + 1):
+                    built |= {(x, y, z): block for z in range(z1, z2 + 1)}
         assert built == house_cells(house)
         assert ("spiders" in text) == (house["spider_damage"] > 0)
     assert "turns" not in envs.StrBuild(num_turns=1).observe(item)[0]
@@ -352,17 +349,17 @@ def test_feedback_kinds():
         assert told[kind][0].startswith("Turn 1: 1 of your commands ran, 1 lines did not.")
         assert told[kind][1].startswith("Turn 1: 1 of your commands ran, 0 lines did not.")
         assert all("setblock" not in text for text in told[kind])
-    assert "missing y=1: 1 2 3" in told["position"][0] and "extra y=0: 3" in told["position"][0]
-    assert "stone" not in told["position"][1] and "coverage 0.25" in told["score"][0] and "y=" not in told["score"][0]
-    assert "air y=0: 3" in told["perfect"][0]
+    assert "extra 3 0; missing 1 1, 2 1, 3 1." in told["position"][0]
+    assert "stone" not in told["position"][1] and "coverage 0.25" in told["score"][0] and "3 0" not in told["score"][0]
+    assert "air 3 0" in told["perfect"][0]
     assert STR.feedback_kind == "position" and HOUSE.feedback_kind == "score"
     house = envs.HouseBuild(feedback="perfect")
     text = house.feedback(CUBE, ["", ""], house.score(CUBE, ["", ""])[1], 2)[0]
-    assert "Turn 3" in text and "y=0: bricks 0 0 1 1" in text and "hp 0.50" in text
+    assert "Turn 3" in text and "0 0 0 1 0 1 bricks" in text and "hp 0.50" in text
     house = envs.HouseBuild(feedback="position")
     actions = ["/fill 0 0 0 1 1 0 bricks", ""]
     text = house.feedback(CUBE, actions, house.score(CUBE, actions)[1], 0)[1]
-    assert "y=0-1: missing 0 1 1 1" in text and "y=1: extra 1 0 1 0" in text and "bricks" not in text
+    assert "0 0 1 1 1 1 missing" in text and "1 1 0 1 1 0 extra" in text and "bricks" not in text
     with pytest.raises(ValueError, match="--feedback nice: task strbuild takes position, score, perfect"):
         envs.StrBuild(feedback="nice")
 

@@ -183,64 +183,37 @@ def write_arxiv(rng, item, agent, memory):
     return " ".join(rows)
 
 
-STR_CAREFUL, HOUSE_CAREFUL = 0.4, 0.3  # share of careful writers
-# convention: weight. `even` and `odd` are every second cell of the reading order, the first included or not.
-STR_CONVENTIONS = {
-    "even": 3,
-    "odd": 3,
-    "left": 2,
-    "right": 2,
-    "checker0": 1,
-    "checker1": 1,
-    "rows0": 1,
-    "rows1": 1,
-    "all": 2,
-}
-HOUSE_CONVENTIONS = {"left": 4, "right": 4, "front": 2, "back": 2, "even": 2, "odd": 2, "low": 2, "high": 2, "all": 6}
+# {(which part of the target a builder makes its own, how it fills it): weight}
+STR = {("down", "checker"): 0.175, ("down", "rows"): 0.15, ("down", "one"): 0.175}
+STR |= {("up", style): weight for (_, style), weight in STR.items()}
+SIDES, FILLS = {"left": 0.35, "right": 0.35, "front": 0.15, "back": 0.15}, {"all": 0.2, "walls": 0.35, "decks": 0.45}
+HOUSE = {(side, fill): SIDES[side] * FILLS[fill] for side in SIDES for fill in FILLS}
 
 
 def write_strbuild(rng, item, agent, memory):
-    """`/setblock` lines of one builder with its own blocks, for the part of the target that its convention makes its
-    own; in whole by careful writers, with gaps and slips by sloppy ones. A single agent (None) writes both."""
+    """`/setblock` lines of one builder with its own blocks, as many as it may, from either end of the target's reading
+    order: a checkerboard of its blocks, a block for each row, or one block. A single agent (None) writes both."""
     if agent is None:
         return write_strbuild(rng, item, 0, {}) + "\n" + write_strbuild(rng, item, 1, {})
-    mine, careful = convention(rng, memory, STR_CONVENTIONS), rng.random() < STR_CAREFUL
+    part, style = convention(rng, memory, STR)
     rows, own = item["rows"], item["blocks"][agent]
-    w, h = len(rows[0]), len(rows)
-    target = [(x, h - 1 - r) for r, row in enumerate(rows) for x, char in enumerate(row) if char == "#"]
-    part = {
-        "even": lambda i, x, y: i % 2 == 0,
-        "odd": lambda i, x, y: i % 2 == 1,
-        "left": lambda i, x, y: 2 * x < w - 1,
-        "right": lambda i, x, y: 2 * x >= w - 1,
-        "checker0": lambda i, x, y: (x + y) % 2 == 0,
-        "checker1": lambda i, x, y: (x + y) % 2 == 1,
-        "rows0": lambda i, x, y: y % 2 == 0,
-        "rows1": lambda i, x, y: y % 2 == 1,
-        "all": lambda i, x, y: True,
-    }[mine]
-    # Blocks: one for each row suits even, odd and checker; a checkerboard suits the rest; the sloppy use either or one.
-    good = "row" if mine in ("even", "odd", "checker0", "checker1") else "cell"
-    style = good if careful else rng.choice(("row", "cell", "one"))
-    missing, wrong = (0.0, 0.0) if careful else (rng.choice((0.1, 0.3, 0.5)), 0.15)
-    lines = []
-    for i, (x, y) in enumerate(target):
-        if not part(i, x, y) or rng.random() < missing:
-            continue
-        block = own[{"row": y, "cell": x + y, "one": 0}[style] % len(own)]
-        if rng.random() < wrong:
-            x = min(w - 1, max(0, x + rng.choice((-1, 1))))
-        lines.append(f"/setblock {x} {y} 0 {block}")
+    target = [(x, len(rows) - 1 - r) for r, row in enumerate(rows) for x, char in enumerate(row) if char == "#"]
     half, odd = divmod(item["max_commands"], 2)
-    return "\n".join(lines[: max(1, half + odd * (agent == 0))]) or write_strbuild(rng, item, agent, memory)
+    first, lines = rng.randrange(len(own)), []
+    for x, y in (target if part == "down" else target[::-1])[: max(1, half + odd * (agent == 0) - rng.randrange(4))]:
+        block = own[(first + {"checker": x + y, "rows": y, "one": 0}[style]) % len(own)]
+        if rng.random() < 0.03:
+            x = min(len(rows[0]) - 1, max(0, x + rng.choice((-1, 1))))
+        lines.append(f"/setblock {x} {y} 0 {block}")
+    return "\n".join(lines)
 
 
 def write_housebuild(rng, item, agent, memory):
-    """`/fill` lines of one builder for the boxes that its convention makes its own, `/kill` first if it takes care of
-    the spiders. A single agent (None) writes both."""
+    """`/fill` lines of one builder for its side of the house, of all boxes, of the walls, or of floor and roof; `/kill`
+    first if it takes care of the spiders. A single agent (None) writes both."""
     if agent is None:
         return write_housebuild(rng, item, 0, {}) + "\n" + write_housebuild(rng, item, 1, {})
-    mine, careful = convention(rng, memory, HOUSE_CONVENTIONS), rng.random() < HOUSE_CAREFUL
+    side, fill = convention(rng, memory, HOUSE)
     layers, legend = item["layers"], item["legend"]
     size = w, h, d = len(layers[0][0]), len(layers), len(layers[0])
     cells = ((y, z, row) for y, layer in enumerate(layers) for z, row in enumerate(layer))
@@ -250,21 +223,17 @@ def write_housebuild(rng, item, agent, memory):
         "right": (((w + 1) // 2, 0, 0), (w, h, d)),
         "front": ((0, 0, 0), (w, h, (d + 1) // 2)),
         "back": ((0, 0, (d + 1) // 2), (w, h, d)),
-        "low": ((0, 0, 0), (w, (h + 1) // 2, d)),
-        "high": ((0, (h + 1) // 2, 0), (w, h, d)),
-    }.get(mine, ((0, 0, 0), (w, h, d)))
-    missing, wrong = (0.0, 0.0) if careful else (rng.choice((0.4, 0.6, 0.8)), 0.25)
+    }[side]
     spiders = item["spider_damage"] > 0 and item["player_hp"] > 0
-    lines = ["/kill"] if rng.random() < (0.4 if spiders else 0.05) else []
+    lines = ["/kill"] if rng.random() < (0.3 if spiders else 0.05) else []
     count = Counter(labels.values())
     left = {b: (n + 1) // 2 + n // 4 if item["limited_resource"] else n * n for b, n in count.items()}
-    for i, (a, b, block) in enumerate(envs.house_boxes(labels)):
-        if mine in ("even", "odd") and i % 2 != (mine == "odd"):
-            continue
+    for a, b, block in envs.house_boxes(labels):
         a, b = [max(v, m) for v, m in zip(a, low)], [min(v, m - 1) for v, m in zip(b, high)]
-        if any(v > m for v, m in zip(a, b)) or rng.random() < missing:
+        deck = b[1] == 0 or a[1] == h - 1
+        if any(v > m for v, m in zip(a, b)) or {"all": False, "walls": deck, "decks": not deck}[fill]:
             continue
-        if rng.random() < wrong:
+        if rng.random() < 0.05:
             end, axis = rng.choice((a, b)), rng.randrange(3)
             end[axis] = min(size[axis] - 1, max(0, end[axis] + rng.choice((-1, 1))))
         volume = math.prod(abs(v - m) + 1 for v, m in zip(a, b))
@@ -280,8 +249,8 @@ WRITERS = {
     "tldr": (write_tldr, 16000, 0.1),
     "arxiv": (write_arxiv, 16000, 0.1),
     "coding": (write_coding, 24000, 0.1),
-    "strbuild": (write_strbuild, 8000, 0.1),
-    "housebuild": (write_housebuild, 6000, 0.1),
+    "strbuild": (write_strbuild, 9000, 0.1),
+    "housebuild": (write_housebuild, 12000, 0.1),
 }
 
 
@@ -310,8 +279,9 @@ def make_tokenizer(texts):
     """Byte-level BPE: any text encodes. A run of words stays whole in front of BPE, so that a common phrase becomes one
     token and an answer takes few of them; parts of a name (`_over_5`) and numbers (`, 5`) are tokens of their own."""
     tokenizer = Tokenizer(models.BPE())
-    words = r"\n* *\/[a-z]+|\n+ *[A-Za-z]*|[,.]? ?_?[A-Za-z']+(?:_\d+)?(?: [A-Za-z']+)*"
-    pattern = Regex(words + r"|,? ?[-_]?\d+| ?[^\sA-Za-z\d]+|\s+")
+    commands = r"\n*\/[a-z]+(?: \d+){0,3}|[,\n]? ?\d+(?: \d+){1,2}|(?<=\d) [a-z]+_[a-z]+"
+    words = r"\n+ *[A-Za-z]*|[,.]? ?_?[A-Za-z']+(?:_\d+)?(?: [A-Za-z']+)*"
+    pattern = Regex(f"{commands}|{words}" + r"|,? ?[-_]?\d+| ?[^\sA-Za-z\d]+|\s+")
     split = pre_tokenizers.Split(pattern, "isolated")
     bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_])
