@@ -8,6 +8,7 @@ and actions are sampled from the very distribution that is trained. The defaults
 
 CPU:      python collm_dc.py --task coding --seed 1
 one GPU:  python collm_dc.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct --actor-lr 5e-6 --critic-lr 5e-6 --dtype bfloat16
+GPUs:     torchrun --nproc-per-node=8 collm_dc.py with the same flags: each iteration's episodes are split over them
 """
 # Shapes: B episodes (K of each item in MC), N agents, T turns, S tokens of a sequence, R tokens of a response,
 # V vocabulary, D width, b rows of a microbatch, n response tokens in it, k rows that are still being decoded.
@@ -179,6 +180,7 @@ class Critic(nn.Module):
 
 def optimize(name: str, model: nn.Module, max_grad_norm: float) -> torch.Tensor:
     """Clip the gradient and step; its norm before clipping, (). A non-finite one stops the run before it does harm."""
+    envs.all_sum(*(p.grad for p in model.parameters() if p.grad is not None))
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     if not norm.isfinite():
         raise FloatingPointError(f"{name}: the gradient norm is {norm}")
@@ -354,6 +356,7 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
     for index in np.split(rng.permutation(len(episodes)), args.num_minibatches):
         mb = [episodes[k] for k in index]
         live = torch.tensor([[t < len(e.rewards) for e in mb] for t in range(num_turns)], device=device)  # (T, B)
+        num_live = envs.all_sum(live.sum())  # (), of all ranks, as every mean over live turns
         rewards = torch.zeros(live.shape, dtype=agents[0].model.dtype, device=device)  # (T, B)
         rewards.T[live.T] = rewards.new_tensor([r for e in mb for r in e.rewards])
         values = rewards.new_zeros(num_turns, len(mb), len(agents))  # (T, B, N)
@@ -366,7 +369,7 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
                 # Critic target: r_t + gamma V(h_t+1); the lambda-return if gae_lambda > 0
                 target = old + gae(rewards[:, rows], old, live[:, rows], args.gamma, args.gae_lambda)  # (T, b)
                 # Critic loss: mean over live turns of (V(h_t) - target)^2
-                loss = args.vf_coef * ((v - target) ** 2)[live[:, rows]].sum() / live.sum()
+                loss = args.vf_coef * ((v - target) ** 2)[live[:, rows]].sum() / num_live
                 loss.backward()
                 values[:, torch.tensor(rows)[:, None], critic.reads] = old.unsqueeze(-1)
             optimize(f"iteration {iteration}, critic of agents {critic.reads}", critic, args.max_grad_norm)
@@ -374,7 +377,9 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
         returns = gae(rewards.unsqueeze(-1), torch.zeros_like(values), live.unsqueeze(-1), args.gamma, 1.0)
         advantages = errors if args.critic_type == "v" else values * live.unsqueeze(-1)
         if args.norm_adv:
-            advantages = (advantages - advantages[live].mean(0)) / (advantages[live].std(0, correction=0) + 1e-8)
+            mean = envs.all_sum(advantages[live].sum(0)) / num_live  # (N,)
+            variance = envs.all_sum(((advantages - mean)[live] ** 2).sum(0)) / num_live  # (N,)
+            advantages = (advantages - mean) / (variance.sqrt() + 1e-8)
         # Agents: one forward gives log pi of all turns
         logps, norms = rewards.new_zeros(num_turns, len(mb), len(agents)), []  # (T, B, N)
         for i, agent in enumerate(agents):
@@ -382,7 +387,7 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
                 tokens, turns = [mb[k].tokens[i] for k in rows], [mb[k].turns[i] for k in rows]
                 logp = logprobs(agent, tokens, turns, num_turns, args.temperature)  # (T, b), 0 at dead turns
                 # Policy gradient: grad log pi_i(a_it | h_it) A_it, mean over live turns
-                loss = -(logp * advantages[:, rows, i]).sum() / live.sum()
+                loss = -(logp * advantages[:, rows, i]).sum() / num_live
                 loss.backward()
                 logps[:, rows, i] = logp.detach()
             norms.append(optimize(f"iteration {iteration}, agent {i}", agent, args.max_grad_norm))
@@ -403,10 +408,11 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
 # =================================================== evaluate ===================================================
 def evaluate(task: envs.Task, agents: list[Agent], args: Args, device) -> tuple[dict[str, float], list[Episode]]:
     """Metrics over eval_samples episodes of each held-out item, after each turn and at the end; and the episodes."""
-    start, generator = time.time(), torch.Generator(device).manual_seed(args.seed)
+    start, generator = time.time(), torch.Generator(device).manual_seed(args.seed + envs.rank())
     items = [x for x in task.eval[: args.eval_episodes // args.eval_samples] for _ in range(args.eval_samples)]
-    batches = [items[k : k + args.num_envs] for k in range(0, len(items), args.num_envs)]
-    episodes = [e for batch in batches for e in rollout(task, batch, agents, args, generator)]
+    mine = envs.share(items)
+    batches = [mine[k : k + args.num_envs] for k in range(0, len(mine), args.num_envs)]
+    episodes = envs.gather([e for batch in batches for e in rollout(task, batch, agents, args, generator)])
     metrics = {"episodic_return": sum(sum(e.rewards) for e in episodes) / len(episodes)}
     metrics["tokens"] = sum(t >= 0 for e in episodes for turns in e.turns for t in turns) / len(episodes)
     metrics["time"] = (time.time() - start) / len(episodes)  # of an episode among num_envs parallel ones
@@ -428,7 +434,7 @@ def save(run_dir: Path, agents: list[Agent], models: list[nn.Module], args: Args
 def main(args: Args) -> None:
     """Train, evaluate and save one team."""
     task = envs.make(args.task, args.num_agents, args.num_turns, args.dataset, args.feedback)
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device)
+    device = envs.join_ranks(args.device)
     torch.manual_seed(args.seed)
     names = args.model * args.num_agents if len(args.model) == 1 else args.model
     agents = [Agent(name, args, device) for name in names]
@@ -441,9 +447,10 @@ def main(args: Args) -> None:
     generator, start_time, start_step = torch.Generator(device), time.time(), global_step
     stop = envs.stop_signal()  # Ctrl-C or SIGTERM: save after this iteration, and end
     scalars, fresh = {}, not args.resume  # fresh: this step is not evaluated and saved yet
-    bar = tqdm(total=args.total_env_steps, initial=global_step, unit="step")
+    bar = tqdm(total=args.total_env_steps, initial=global_step, unit="step", disable=envs.rank() > 0)
     while True:
         done = global_step >= args.total_env_steps
+        last = done or envs.any_rank(stop.is_set(), device)
         if fresh and (done or iteration % (args.eval_every or 10**9) == 0):
             metrics, episodes = evaluate(task, agents, args, device)
             for k, e in enumerate(episodes[:: args.eval_samples][:4]):
@@ -453,19 +460,20 @@ def main(args: Args) -> None:
             scalars |= metrics
         for name, value in scalars.items():
             writer.add_scalar(name, value, global_step)
-        if fresh and (done or stop.is_set() or iteration % (args.save_every or 10**9) == 0):
+        if envs.rank() == 0 and fresh and (last or iteration % (args.save_every or 10**9) == 0):
             writer.flush()
             save(run_dir, agents, models, args, iteration, global_step)
-        if done or stop.is_set():
+        if last:
             break
-        generator.manual_seed(args.seed << 32 | iteration)  # so that a resumed run needs no random state
+        seed = args.seed << 32 | envs.rank() << 24 | iteration
+        generator.manual_seed(seed)  # so that a resumed run needs no random state
         items = envs.sample(task.train, args.num_envs, args.seed, iteration)
         rollout_start, reward_time = time.time(), task.reward_time
-        episodes = rollout(task, items, agents, args, generator)
+        episodes = rollout(task, envs.share(items), agents, args, generator)
         update_start = time.time()
         metrics = update(episodes, agents, critics, task.num_turns, args, iteration)
         end = time.time()
-        num_steps = sum(len(e.rewards) for e in episodes)
+        num_steps = int(envs.all_sum(torch.tensor(sum(len(e.rewards) for e in episodes), device=device)))
         fresh, iteration, global_step = True, iteration + 1, global_step + num_steps
         scalars = {f"{name}/agent_{i}": x for name, xs in metrics.items() for i, x in enumerate(xs)}
         scalars |= {f"charts/{name}": x for name, x in task.summarize([e.infos for e in episodes]).items()}

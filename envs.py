@@ -87,14 +87,14 @@ def parse_args(args_class, argv=None):
     numbers = {k: v for k, v in asdict(args).items() if type(v) in (int, float) and k != "reward_shift"}
     at_least_0 = ("seed", "vf_coef", "gamma", "gae_lambda", "eval_every", "save_every")
     group, kind = getattr(args, "num_generations", 1), getattr(args, "baseline", "none")
-    steps = args.num_minibatches * group or 1
+    steps = args.num_minibatches * group * world_size() or 1
     for name, is_good, allowed in [
         *((k, 0 <= v < math.inf, "at least 0") for k, v in numbers.items() if k in at_least_0),
         *((k, 0 < v < math.inf, "above 0") for k, v in numbers.items() if k not in at_least_0),
         *((k, v <= 1, "at most 1") for k, v in numbers.items() if k in ("gamma", "gae_lambda")),
         ("model", len(args.model) in (1, args.num_agents), f"one name, or {args.num_agents}, one for each agent"),
         ("num_generations", group > 1 or kind == "none", f"at least 2 with --baseline {kind}"),
-        ("num_envs", args.num_envs % steps == 0, f"divisible by {steps} (minibatches x episodes of an item)"),
+        ("num_envs", args.num_envs % steps == 0, f"divisible by {steps} (minibatches x episodes of an item x ranks)"),
         ("device", is_device(args.device), "auto, cpu, cuda, cuda:1 or the like, and one that is here"),
         ("eval_episodes", args.eval_episodes % (args.eval_samples or 1) == 0, "divisible by --eval-samples"),
     ]:
@@ -117,8 +117,18 @@ def run_folder(args):
     return Path(args.resume or f"runs/{name}")
 
 
+class _Silent:
+    """The writer of a rank that writes nothing."""
+
+    def __getattr__(self, name):
+        return lambda *args: None
+
+
 def open_run(run_dir, args, global_step):
-    """TensorBoard writer of a new run, or of one resumed at global_step; writes args.json, starts wandb if asked."""
+    """TensorBoard writer of a new run, or of one resumed at global_step; writes args.json, starts wandb if asked. Of
+    several ranks only the first writes."""
+    if rank() > 0:
+        return _Silent()
     if run_dir.exists() and not args.resume:
         raise UserError(f"--run-name {run_dir.name}: {run_dir} exists; give another name, or --resume {run_dir}")
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -128,7 +138,7 @@ def open_run(run_dir, args, global_step):
         optional("wandb").init(project="collm", name=run_dir.name, config=asdict(args), sync_tensorboard=True)
     board = import_module("torch.utils.tensorboard")
     writer = board.SummaryWriter(run_dir, purge_step=global_step + 1 if args.resume else None)
-    table = "".join(f"|{name}|{value}|\n" for name, value in asdict(args).items())
+    table = "".join(f"|{name}|{value}|\n" for name, value in {**asdict(args), "ranks": world_size()}.items())
     writer.add_text("hyperparameters", "|name|value|\n|-|-|\n" + table)
     return writer
 
@@ -194,6 +204,61 @@ def read_checkpoint(run_dir, models, args, device):
         model.load_state_dict(weights)
         model.optimizer.load_state_dict(optimizer)
     return state["iteration"], state["global_step"]
+
+
+# Data parallel: torchrun starts P processes (ranks), each of which plays and trains on B / P episodes of an iteration.
+def rank():
+    """Number of this process among the ranks of torchrun; 0 if it is alone."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size():
+    """Number of ranks that torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def join_ranks(name):
+    """The torch.device that --device names, this rank's own GPU if it is `auto`; joins the ranks, if there are any."""
+    torch = import_module("torch")
+    gpu = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+    device = torch.device((gpu if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world_size() > 1:
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if rank() > 0:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    return device
+
+
+def all_sum(*tensors):
+    """Sum tensors of one type over the ranks, in place, by one flat all-reduce; returns the first."""
+    torch = import_module("torch")
+    if world_size() > 1:
+        flat = torch.cat([x.flatten() for x in tensors])
+        torch.distributed.all_reduce(flat)
+        for x, part in zip(tensors, flat.split([x.numel() for x in tensors])):
+            x.copy_(part.view_as(x))
+    return tensors[0]
+
+
+def any_rank(flag, device):
+    """Whether the flag is set on any rank: all of them must end at the same iteration."""
+    return bool(all_sum(import_module("torch").tensor(float(flag), device=device)))
+
+
+def share(items):
+    """This rank's part of a list, consecutive items; the parts are equal if their number allows it."""
+    return items[rank() * len(items) // world_size() : (rank() + 1) * len(items) // world_size()]
+
+
+def gather(items):
+    """The parts of all ranks as one list, on every rank."""
+    parts = [items]
+    if world_size() > 1:
+        parts = [None] * world_size()
+        import_module("torch").distributed.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
 
 
 def optional(name):

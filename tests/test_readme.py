@@ -60,9 +60,20 @@ def test_flags_and_metrics_named_in_the_readme_exist():
     fields = {name for script in SCRIPTS.values() for name in script.Args.__dataclass_fields__}
     for flag in re.findall(r"--([a-z][a-z-]+)", README.split("## models/tiny")[0]):
         name = flag.removeprefix("no-").replace("-", "_")
-        assert name in fields or flag in ("help", "logdir", "durations", "script", "kills", "programs"), flag
+        assert name in fields or flag in ("help", "nproc-per-node", "logdir", "durations", "script", "kills", "programs"), flag
     for name in re.findall(r"`(?:losses|charts|time|eval)/(\w+)`", README):
         assert name in code or name == "NAME", name
+
+
+def test_the_new_task_trains(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(# lengths\.py.*?)```", README, re.DOTALL)
+    assert code.count("\n") < 40
+    monkeypatch.setattr(envs, "TASKS", dict(envs.TASKS))
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"__name__": "lengths"})
+    flags = "--task lengths --num-envs 8 --total-env-steps 16 --eval-episodes 8 --eval-samples 1 --run-name a"
+    collm_cc.main(envs.parse_args(collm_cc.Args, [*flags.split(), "--model", str(ROOT / "models/tiny")]))
+    assert (tmp_path / "runs/a/agent_1").is_dir()
 
 
 @pytest.mark.parametrize("name", envs.TASKS)
