@@ -39,7 +39,7 @@ class Args:
     """Python that has trl==1.16.0; without it, its comparison is left out"""
     model: str = "models/tiny"
     """folder of a causal LM"""
-    episodes: int = 32
+    episodes: int = 16
     """episodes of an iteration in the comparisons"""
     iterations: int = 2
     """iterations of a measurement"""
@@ -292,6 +292,16 @@ def copy_model(source, folder):
     return str(folder)
 
 
+def make_prompts(n):
+    """n pairs of prompts about one post of 60 to 140 words, which are 120 to 300 tokens of models/tiny."""
+    rng, words = (
+        random.Random(0),
+        "a train leaves the quiet station while people wait for rain and talk over tea".split(),
+    )
+    posts = [" ".join(rng.choices(words, k=rng.randint(60, 140))) for _ in range(n)]
+    return [[f"Sum up: {post}", f"Say more: {post}"] for post in posts]
+
+
 def table(header, rows):
     """Print a Markdown table."""
     for row in [header, ["---"] * len(header), *rows]:
@@ -334,14 +344,11 @@ def compare(base, args):
 
 def main(args):
     """Print three tables: comparisons, padding, scaling."""
-    import envs
-
     with tempfile.TemporaryDirectory() as folder:
-        items = envs.sample(envs.make("tldr").train, args.episodes * args.iterations, 1, 0)
         base = {
             "side": "ours", "model": copy_model(args.model, Path(folder, "model")), "turns": 1, "threads": args.threads,
-            "prompts": [envs.make("tldr").observe(item) for item in items], "episodes": args.episodes,
-            "iterations": args.iterations, "max_new_tokens": args.max_new_tokens, "agents": 2,
+            "prompts": make_prompts(args.episodes * args.iterations), "episodes": args.episodes, "agents": 2,
+            "iterations": args.iterations, "max_new_tokens": args.max_new_tokens,
         }  # fmt: skip
         print(f"{args.model}, {args.threads} threads, {args.episodes} episodes x {args.iterations} iterations,")
         print(f"responses of {args.max_new_tokens} tokens, {args.repeats} repeats. Seconds are of an iteration.\n")

@@ -14,8 +14,11 @@ GPUs:     torchrun --nproc-per-node=8 collm_cc.py with the same flags: each iter
 # V vocabulary, D width, b rows of a microbatch, n response tokens in it, k rows that are still being decoded.
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
@@ -24,7 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, Cache, DynamicLayer
+from transformers import AutoModel, AutoModelForCausalLM, Cache, DynamicLayer
 
 import envs
 
@@ -74,6 +77,8 @@ class Args:
     """normalise advantages over the live turns of a minibatch, for each agent"""
     max_grad_norm: float = 1.0
     """largest gradient norm of each model"""
+    kl_coef: float = 0.0
+    """coefficient of KL(pi || reference) over a response; the reference is the model that training starts from"""
     critic_type: Literal["v", "q"] = "v"
     """v: V(h_t), advantage = TD error; q: Q(h_t, a_t), read after the actions, advantage = Q"""
     reward_shift: float | None = None
@@ -94,37 +99,27 @@ class Args:
     """also log to Weights & Biases"""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto is cuda if there is one"""
+    agent_devices: list[str] = field(default_factory=list)
+    """devices for the agents, then the critics, in turn, e.g. cuda:0 cuda:1: agents act at once; --device by default"""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """arithmetic of the models; bfloat16 is autocast over float32 weights"""
+    lora_rank: int = 0
+    """rank of LoRA adapters (peft) to train instead of the weights, which all models then share; 0: none"""
+    gradient_checkpointing: bool = False
+    """keep only the inputs of layers for the backward pass: less memory for one more forward"""
 
 
 # ================================================= model helpers =================================================
-def load_model(auto_class, name: str, args: Args, device: torch.device):
-    """(model, tokenizer) of a Hub id or folder, without dropout: the policy that is trained is the one that sampled."""
-    try:
-        model = auto_class.from_pretrained(name, dtype=torch.float64 if args.dtype == "float64" else torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise envs.UserError(f"--model {name}: neither a folder with a model nor one that the Hub gives") from error
-    model = model.to(device).eval()
-    if args.dtype == "bfloat16":
-        model.forward = torch.autocast(device.type, torch.bfloat16)(model.forward)
-    return model, tokenizer
-
-
-def max_length(model) -> float:
-    """Tokens that a model reads as a whole: its positions or, because a window does not skip holes, its window."""
-    config = model.config.get_text_config()
-    return min(getattr(config, name, None) or float("inf") for name in ("max_position_embeddings", "sliding_window"))
-
-
 class Agent(nn.Module):
     """One policy pi_i: a causal LM, its tokenizer, its optimizer, and how its chat frames the turns of an episode."""
 
     def __init__(self, name: str, args: Args, device: torch.device):
         super().__init__()
-        self.model, self.tokenizer = load_model(AutoModelForCausalLM, name, args, device)
+        self.model, self.tokenizer = envs.load_model(AutoModelForCausalLM, name, args, device)
         self.optimizer = torch.optim.AdamW(self.parameters(), lr=args.actor_lr, weight_decay=0.0, fused=True)
+        if args.kl_coef:  # the reference: this model without its adapters, or a second one, which never learns
+            reference = self.model if args.lora_rank else envs.load_model(AutoModelForCausalLM, name, args, device)[0]
+            self.reference = SimpleNamespace(model=reference)  # no module of this one: not trained, not saved
         config = self.model.generation_config
         config.do_sample, eos = True, config.eos_token_id  # it samples, and greedy settings beside a temperature fail
         self.eos = {*(eos if isinstance(eos, list) else [eos]), self.tokenizer.eos_token_id} - {None}
@@ -149,7 +144,7 @@ class Critic(nn.Module):
 
     def __init__(self, name: str, reads: list[int], args: Args, device: torch.device):
         super().__init__()
-        self.body, self.tokenizer = load_model(AutoModel, name, args, device)
+        self.body, self.tokenizer = envs.load_model(AutoModel, name, args, device)
         self.head = nn.Linear(self.body.config.get_text_config().hidden_size, 1, dtype=self.body.dtype, device=device)
         nn.init.zeros_(self.head.weight)
         self.optimizer = torch.optim.AdamW(self.parameters(), lr=args.critic_lr, weight_decay=0.0, fused=True)
@@ -164,7 +159,7 @@ class Critic(nn.Module):
             block = "\n\n".join("\n".join([f"[Agent {i}]", *episode.texts[i][turn]]) for i in self.reads)
             tokens += self.tokenizer("\n\n" * (t > 0) + block, add_special_tokens=t == 0)["input_ids"]
             ends.append(len(tokens) - 1)
-        if len(tokens) > max_length(self.body):
+        if len(tokens) > envs.max_length(self.body):
             raise envs.UserError(f"critic of agents {self.reads}: a history of {len(tokens)} tokens is too long for it")
         return tokens, ends
 
@@ -299,18 +294,24 @@ def rollout(task: envs.Task, items: list[dict], agents: list[Agent], args: Args,
     episodes = [Episode(item, *([[] for _ in agents] for _ in range(3)), [], []) for item in items]
     going, observations = episodes, [task.observe(item) for item in items]  # [episode], [episode][agent]
     caches = [RowsCache(layer_class_to_replicate=RowsLayer) for _ in agents]
+    seeds = torch.randint(2**62, (len(agents),), generator=generator, device=generator.device).tolist()
+    generators = [torch.Generator(a.model.device).manual_seed(s) for a, s in zip(agents, seeds, strict=True)]
+
+    def act(i: int, agent: Agent) -> None:
+        """Agent i reads what it is told in this turn, and responds."""
+        frames = [agent.frame(o[i], e.tokens[i]) for e, o in zip(going, observations, strict=True)]
+        prompts = [e.tokens[i][-1:] + x for e, x in zip(going, frames, strict=True)]  # the last is not cached yet
+        longest = (0 if caches[i].mask is None else caches[i].mask.shape[1]) + max(map(len, prompts)) + limit
+        if longest > envs.max_length(agent.model):
+            raise envs.UserError(f"agent {i}: a history of {longest} tokens is longer than its model reads")
+        responses = generate(agent, prompts, caches[i], limit, args.temperature, generators[i])
+        for e, o, frame, response in zip(going, observations, frames, responses, strict=True):
+            e.tokens[i] += frame + response
+            e.turns[i] += [-1] * len(frame) + [turn] * len(response)
+            e.texts[i] += [o[i], agent.tokenizer.decode(response, skip_special_tokens=True)]
+
     for turn in range(task.num_turns):
-        for i, agent in enumerate(agents):
-            frames = [agent.frame(o[i], e.tokens[i]) for e, o in zip(going, observations, strict=True)]
-            prompts = [e.tokens[i][-1:] + x for e, x in zip(going, frames, strict=True)]  # the last is not cached yet
-            longest = (0 if caches[i].mask is None else caches[i].mask.shape[1]) + max(map(len, prompts)) + limit
-            if longest > max_length(agent.model):
-                raise envs.UserError(f"agent {i}: a history of {longest} tokens is longer than its model reads")
-            responses = generate(agent, prompts, caches[i], limit, args.temperature, generator)
-            for e, o, frame, response in zip(going, observations, frames, responses, strict=True):
-                e.tokens[i] += frame + response
-                e.turns[i] += [-1] * len(frame) + [turn] * len(response)
-                e.texts[i] += [o[i], agent.tokenizer.decode(response, skip_special_tokens=True)]
+        envs.each(act, agents, at_once=len(args.agent_devices) > 1)
         actions = [[texts[-1] for texts in e.texts] for e in going]  # [episode][agent]
         scores = envs.score_batch(task, [e.item for e in going], actions)
         for e, (reward, info) in zip(going, scores, strict=True):
@@ -338,18 +339,6 @@ def gae(rewards, values, live, gamma: float, gae_lambda: float) -> torch.Tensor:
     return advantages
 
 
-def microbatches(lengths: list[int], budget: int):
-    """Lists of rows of like length: at most `budget` tokens, one tenth of them padding (but one row at least)."""
-    rows = []
-    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        size = (len(rows) + 1) * lengths[row]
-        if rows and (size > budget or sum(lengths[k] for k in [*rows, row]) < 0.9 * size):
-            yield rows
-            rows = []
-        rows.append(row)
-    yield rows
-
-
 def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int) -> dict[str, list[float]]:
     """One gradient step of each model for each minibatch of whole episodes. Metrics [agent], means over minibatches."""
     metrics, device, rng = [], agents[0].model.device, np.random.default_rng([args.seed, iteration])
@@ -363,8 +352,8 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
         # Critics: one forward gives V at all turns, for the loss and, detached, for the advantages
         for critic in critics:
             tokens, ends = zip(*map(critic.encode, mb), strict=True)
-            for rows in microbatches([len(x) for x in tokens], args.microbatch_tokens):
-                v = critic([tokens[k] for k in rows], [ends[k] for k in rows], num_turns)  # (T, b)
+            for rows in envs.microbatches([len(x) for x in tokens], args.microbatch_tokens):
+                v = critic([tokens[k] for k in rows], [ends[k] for k in rows], num_turns).to(device)  # (T, b)
                 old = v.detach()  # (T, b)
                 # Critic target: r_t + gamma V(h_t+1); the lambda-return if gae_lambda > 0
                 target = old + gae(rewards[:, rows], old, live[:, rows], args.gamma, args.gae_lambda)  # (T, b)
@@ -382,15 +371,23 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
             advantages = (advantages - mean) / (variance.sqrt() + 1e-8)
         # Agents: one forward gives log pi of all turns
         logps, norms = rewards.new_zeros(num_turns, len(mb), len(agents)), []  # (T, B, N)
+        kl = rewards.new_zeros(len(agents))  # (N,)
         for i, agent in enumerate(agents):
-            for rows in microbatches([len(e.tokens[i]) for e in mb], args.microbatch_tokens):
+            for rows in envs.microbatches([len(e.tokens[i]) for e in mb], args.microbatch_tokens):
                 tokens, turns = [mb[k].tokens[i] for k in rows], [mb[k].turns[i] for k in rows]
-                logp = logprobs(agent, tokens, turns, num_turns, args.temperature)  # (T, b), 0 at dead turns
+                logp = logprobs(agent, tokens, turns, num_turns, args.temperature).to(device)  # (T, b), 0 if dead
                 # Policy gradient: grad log pi_i(a_it | h_it) A_it, mean over live turns
                 loss = -(logp * advantages[:, rows, i]).sum() / num_live
+                if args.kl_coef:
+                    with torch.no_grad(), agent.model.disable_adapter() if args.lora_rank else nullcontext():
+                        reference = logprobs(agent.reference, tokens, turns, num_turns, args.temperature).to(device)
+                    # KL penalty: grad KL(pi_i || reference) = E[grad log pi_i (log pi_i - log reference)]
+                    log_ratio = logp.detach() - reference  # (T, b)
+                    loss = loss + args.kl_coef * (logp * log_ratio).sum() / num_live
+                    kl[i] += log_ratio.sum() / live.sum()
                 loss.backward()
                 logps[:, rows, i] = logp.detach()
-            norms.append(optimize(f"iteration {iteration}, agent {i}", agent, args.max_grad_norm))
+            norms.append(optimize(f"iteration {iteration}, agent {i}", agent, args.max_grad_norm).to(device))
         num_tokens = logps.new_tensor([sum(t >= 0 for e in mb for t in e.turns[i]) for i in range(len(agents))])  # (N,)
         ended = [[e.tokens[i][-1] in agent.eos for e in mb] for i, agent in enumerate(agents)]  # [agent][episode]
         metrics.append({
@@ -401,7 +398,7 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
             "losses/grad_norm": torch.stack(norms),
             "charts/response_length": num_tokens / live.sum(),
             "charts/eos_rate": logps.new_tensor(ended).mean(1),  # of last responses
-        })  # fmt: skip
+        } | ({"losses/kl": kl} if args.kl_coef else {}))  # fmt: skip
     return {name: torch.stack([x[name] for x in metrics]).mean(0).tolist() for name in metrics[0]}
 
 
@@ -437,9 +434,10 @@ def main(args: Args) -> None:
     device = envs.join_ranks(args.device)
     torch.manual_seed(args.seed)
     names = args.model * args.num_agents if len(args.model) == 1 else args.model
-    agents = [Agent(name, args, device) for name in names]
+    devices = cycle([torch.device(x) for x in args.agent_devices] or [device])
+    agents = [Agent(name, args, next(devices)) for name in names]
     # One critic V(h_t), which reads the joint history h_t = (h_1t, ..., h_Nt)
-    critics = [Critic(names[0], list(range(args.num_agents)), args, device)]
+    critics = [Critic(names[0], list(range(args.num_agents)), args, next(devices))]
     models = [*agents, *critics]
     run_dir = envs.run_folder(args)
     iteration, global_step = envs.read_checkpoint(run_dir, models, args, device) if args.resume else (0, 0)

@@ -37,6 +37,7 @@ import threading
 import time
 import types
 import warnings
+import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -85,7 +86,7 @@ def parse_args(args_class, argv=None):
     if args.num_envs is None:
         args.num_envs = TASKS.get(args.task, Task).num_envs
     numbers = {k: v for k, v in asdict(args).items() if type(v) in (int, float) and k != "reward_shift"}
-    at_least_0 = ("seed", "vf_coef", "gamma", "gae_lambda", "eval_every", "save_every")
+    at_least_0 = ("seed", "vf_coef", "gamma", "gae_lambda", "eval_every", "save_every", "kl_coef", "lora_rank")
     group, kind = getattr(args, "num_generations", 1), getattr(args, "baseline", "none")
     steps = args.num_minibatches * group * world_size() or 1
     for name, is_good, allowed in [
@@ -96,6 +97,12 @@ def parse_args(args_class, argv=None):
         ("num_generations", group > 1 or kind == "none", f"at least 2 with --baseline {kind}"),
         ("num_envs", args.num_envs % steps == 0, f"divisible by {steps} (minibatches x episodes of an item x ranks)"),
         ("device", is_device(args.device), "auto, cpu, cuda, cuda:1 or the like, and one that is here"),
+        (
+            "agent_devices",
+            all(map(is_device, args.agent_devices)),
+            "devices that are here: cpu, cuda:0, cuda:1 or the like",
+        ),
+        ("agent_devices", world_size() == 1 or not args.agent_devices, "left out with several ranks"),
         ("eval_episodes", args.eval_episodes % (args.eval_samples or 1) == 0, "divisible by --eval-samples"),
     ]:
         if not is_good:
@@ -175,7 +182,7 @@ def replacing(path):
 def write_checkpoint(run_dir, models, args, iteration, global_step):
     """Write checkpoint_{iteration}.pt: args, counters, weights, optimizers (`model.optimizer`). Keep the last two."""
     state = {"args": asdict(args), "iteration": iteration, "global_step": global_step}
-    state["models"] = [(model.state_dict(), model.optimizer.state_dict()) for model in models]
+    state["models"] = [(trained_weights(model), model.optimizer.state_dict()) for model in models]
     with replacing(run_dir / f"checkpoint_{iteration:06d}.pt") as path:
         import_module("torch").save(state, path)
     for old in sorted(run_dir.glob("checkpoint_*.pt"))[:-2]:
@@ -194,14 +201,14 @@ def read_checkpoint(run_dir, models, args, device):
             say(f"warning: {path} can not be read, falling back to the one before: {error}")
     else:
         raise UserError(f"--resume {run_dir}: no checkpoint there that can be read")
-    free = ("total_env_steps", "eval_every", "save_every", "track", "device", "resume", "run_name")
+    free = ("total_env_steps", "eval_every", "save_every", "track", "device", "agent_devices", "resume", "run_name")
     now = {name: value for name, value in asdict(args).items() if name not in free}
     if changed := [name for name in now if now[name] != state["args"].get(name)]:
         raise UserError(f"--resume {run_dir}: the run has other values of {', '.join(changed)}")
     for k, (model, (weights, optimizer)) in enumerate(zip(models, state["models"], strict=True)):
-        if {n: x.shape for n, x in model.state_dict().items()} != {n: x.shape for n, x in weights.items()}:
+        if {n: x.shape for n, x in trained_weights(model).items()} != {n: x.shape for n, x in weights.items()}:
             raise UserError(f"--resume {run_dir}: its model {k} has other shapes than --model {args.model} gives")
-        model.load_state_dict(weights)
+        model.load_state_dict(weights, strict=False)
         model.optimizer.load_state_dict(optimizer)
     return state["iteration"], state["global_step"]
 
@@ -259,6 +266,85 @@ def gather(items):
         parts = [None] * world_size()
         import_module("torch").distributed.all_gather_object(parts, items)
     return [item for part in parts for item in part]
+
+
+# Models
+_FROZEN = (
+    weakref.WeakValueDictionary()
+)  # (model's name, type, device, parameter) -> the frozen weight, while it is used
+
+
+def load_model(auto_class, name, args, device):
+    """(model, tokenizer) of a Hub id or folder, without dropout: the policy that is trained is the one that sampled."""
+    torch = import_module("torch")
+    try:
+        model = auto_class.from_pretrained(name, dtype=torch.float64 if args.dtype == "float64" else torch.float32)
+        tokenizer = import_module("transformers").AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model {name}: neither a folder with a model nor one that the Hub gives") from error
+    if args.gradient_checkpointing:
+        checkpoint_layers(model)
+    if args.lora_rank:
+        model = add_lora(model, name, args.lora_rank, device)
+    model = model.to(device).eval()
+    if args.dtype == "bfloat16":
+        model.forward = torch.autocast(device.type, torch.bfloat16)(model.forward)
+    return model, tokenizer
+
+
+def checkpoint_layers(model):
+    """Make a model keep only the inputs of its layers for the backward pass. transformers does it in training mode:
+    here the layers themselves are in it while gradients are recorded, what is in them (dropout) never."""
+    model.activation_checkpointing_enable()
+    layers = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
+
+    def switch(*_):
+        for layer in layers:
+            layer.training = import_module("torch").is_grad_enabled()
+
+    model.register_forward_pre_hook(switch)
+
+
+def add_lora(model, name, rank, device):
+    """Freeze a model and add LoRA adapters (arXiv 2106.09685, alpha = 2 rank) to all its linear layers but the head.
+    Models of one name on one device, critics too, have the frozen weights in memory once."""
+    peft = optional("peft")
+    for key, weight in model.named_parameters():
+        key = name, weight.dtype, device, key.removeprefix(f"{model.base_model_prefix}.")
+        weight.data = _FROZEN.setdefault(key, weight).data
+    kind = "FEATURE_EXTRACTION" if model.get_output_embeddings() is None else "CAUSAL_LM"
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type=kind)
+    return peft.get_peft_model(model, config)
+
+
+def trained_weights(model):
+    """The state dict but for frozen weights, which are those of --model."""
+    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return {name: x for name, x in model.state_dict().items() if name not in frozen}
+
+
+def max_length(model):
+    """Tokens that a model reads as a whole: its positions or, because a window does not skip holes, its window."""
+    config = model.config.get_text_config()
+    return min(getattr(config, name, None) or math.inf for name in ("max_position_embeddings", "sliding_window"))
+
+
+def microbatches(lengths: list[int], budget: int):
+    """Lists of rows of like length: at most `budget` tokens, one tenth of them padding (but one row at least)."""
+    rows = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        size = (len(rows) + 1) * lengths[row]
+        if rows and (size > budget or sum(lengths[k] for k in [*rows, row]) < 0.9 * size):
+            yield rows
+            rows = []
+        rows.append(row)
+    yield rows
+
+
+def each(act, agents, at_once):
+    """act(i, agent) for every agent; at once, in threads, if they are on several devices."""
+    with ThreadPoolExecutor(len(agents)) as pool:
+        list((pool.map if at_once else map)(act, range(len(agents)), agents))
 
 
 def optional(name):

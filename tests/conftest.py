@@ -19,6 +19,14 @@ def in_root(monkeypatch):
     monkeypatch.chdir(ROOT)  # the default --model is a relative path
 
 
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty current folder with the default model in it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def other_model(tmp_path_factory):
     """A local model of another architecture, shape and tokenizer: GPT-2, no chat template, pad equal to eos."""

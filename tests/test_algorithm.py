@@ -388,13 +388,13 @@ def test_metrics_are_means_over_real_tokens_and_live_turns(script):
 
 def test_microbatches_hold_every_row_once_within_the_budget():
     lengths = [5, 90, 7, 7, 300, 12, 5, 40, 41]
-    groups = list(collm_cc.microbatches(lengths, 100))
+    groups = list(envs.microbatches(lengths, 100))
     assert sorted(k for rows in groups for k in rows) == list(range(len(lengths)))
     assert all(len(rows) == 1 or len(rows) * max(lengths[k] for k in rows) <= 100 for rows in groups)
     padding = [1 - sum(lengths[k] for k in rows) / (len(rows) * max(lengths[k] for k in rows)) for rows in groups]
     assert max(padding) <= 0.1
     assert len(groups) == 6  # 5 5 | 7 7 | 12 | 40 41 | 90 | 300: 3 x 7 and 3 x 12 would hold too much padding
-    assert [len(rows) for rows in collm_cc.microbatches([40] * 5, 100)] == [2, 2, 1]
+    assert [len(rows) for rows in envs.microbatches([40] * 5, 100)] == [2, 2, 1]
 
 
 @pytest.mark.parametrize("critic_type", ["v", "q"])

@@ -60,13 +60,6 @@ def weights(folder):
     return out, state["iteration"], state["global_step"]
 
 
-@pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "models").symlink_to(ROOT / "models")
-    return tmp_path
-
-
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_run_trains_logs_and_saves(script, elsewhere):
     folder = train(script, "one", eval_every=1, save_every=1)
