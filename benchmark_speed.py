@@ -61,7 +61,7 @@ class Args:
 class Workload:
     """A task with given prompts in which nothing ends early: what both sides play."""
 
-    reward_shift, success, parallel, reward_time = 0.0, float("inf"), False, 0.0
+    reward_shift, success, sparse, parallel, reward_time = 0.0, float("inf"), 0.0, False, 0.0
 
     def __init__(self, spec):
         self.num_turns, self.max_new_tokens = spec["turns"], spec["max_new_tokens"]

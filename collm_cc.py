@@ -51,6 +51,8 @@ class Args:
     """turns of an episode (T); the task's own by default"""
     feedback: str | None = None
     """what a game tells after a turn: position, score or perfect; the task's own by default"""
+    sparse: float = 0.0
+    """pay the task's largest reward for a score of this many % or more, nothing for less; 0: the task's own rewards"""
     total_env_steps: int = 4000
     """joint actions to train for"""
     num_envs: int | None = None
@@ -430,7 +432,7 @@ def save(run_dir: Path, agents: list[Agent], models: list[nn.Module], args: Args
 # ===================================================== main =====================================================
 def main(args: Args) -> None:
     """Train, evaluate and save one team."""
-    task = envs.make(args.task, args.num_agents, args.num_turns, args.dataset, args.feedback)
+    task = envs.make(args.task, args.num_agents, args.num_turns, args.dataset, args.feedback, args.sparse)
     device = envs.join_ranks(args.device)
     torch.manual_seed(args.seed)
     names = args.model * args.num_agents if len(args.model) == 1 else args.model

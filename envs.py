@@ -86,12 +86,23 @@ def parse_args(args_class, argv=None):
     if args.num_envs is None:
         args.num_envs = TASKS.get(args.task, Task).num_envs
     numbers = {k: v for k, v in asdict(args).items() if type(v) in (int, float) and k != "reward_shift"}
-    at_least_0 = ("seed", "vf_coef", "gamma", "gae_lambda", "eval_every", "save_every", "kl_coef", "lora_rank")
+    at_least_0 = (
+        "seed",
+        "vf_coef",
+        "gamma",
+        "gae_lambda",
+        "eval_every",
+        "save_every",
+        "kl_coef",
+        "lora_rank",
+        "sparse",
+    )
     group, kind = getattr(args, "num_generations", 1), getattr(args, "baseline", "none")
     steps = args.num_minibatches * group * world_size() or 1
     for name, is_good, allowed in [
         *((k, 0 <= v < math.inf, "at least 0") for k, v in numbers.items() if k in at_least_0),
         *((k, 0 < v < math.inf, "above 0") for k, v in numbers.items() if k not in at_least_0),
+        ("sparse", args.sparse <= 100, "at most 100"),
         *((k, v <= 1, "at most 1") for k, v in numbers.items() if k in ("gamma", "gae_lambda")),
         ("model", len(args.model) in (1, args.num_agents), f"one name, or {args.num_agents}, one for each agent"),
         ("num_generations", group > 1 or kind == "none", f"at least 2 with --baseline {kind}"),
@@ -398,7 +409,7 @@ class Task:
     parallel = False  # whether scoring in threads pays (`score_batch`)
     reward_time = 0.0  # seconds spent in `score_batch` so far
 
-    def __init__(self, num_agents=2, num_turns=None, dataset=None, feedback=None):
+    def __init__(self, num_agents=2, num_turns=None, dataset=None, feedback=None, sparse=0.0):
         if num_agents not in (1, 2):
             raise UserError(f"--num-agents {num_agents}: task {self.name} is for 1 or 2 agents")
         if num_turns is not None and num_turns < 1:
@@ -407,7 +418,7 @@ class Task:
             allowed = ", ".join(self.feedback_kinds) or "none: it has a feedback of its own"
             raise UserError(f"--feedback {feedback}: task {self.name} takes {allowed}")
         self.feedback_kind = feedback or next(iter(self.feedback_kinds), None)
-        self.num_agents = num_agents
+        self.num_agents, self.sparse = num_agents, sparse
         self.num_turns = num_turns or type(self).num_turns
         self.max_new_tokens *= 3 - num_agents  # a single agent's text plays both parts
         self.train, self.eval = self.items() if dataset is None else self.load(dataset)
@@ -1746,20 +1757,23 @@ class HouseBuild(Game):
 TASKS = {"tldr": Tldr, "arxiv": Arxiv, "coding": Coding, "strbuild": StrBuild, "housebuild": HouseBuild}
 
 
-def make(name, num_agents=2, num_turns=None, dataset=None, feedback=None):
+def make(name, num_agents=2, num_turns=None, dataset=None, feedback=None, sparse=0.0):
     """The task `name`; UserError, in one line, says what is wrong and what is allowed."""
     if name not in TASKS:
         raise UserError(f"--task {name}: choose one of {', '.join(TASKS)}")
-    return TASKS[name](num_agents, num_turns, dataset, feedback)
+    return TASKS[name](num_agents, num_turns, dataset, feedback, sparse)
 
 
 def score_batch(task, items, actions):
-    """[task.score(item, action)] of many joint actions; in threads where the task says that it pays."""
+    """[task.score(item, action)] of many joint actions, in threads where the task says that it pays; with task.sparse,
+    the largest reward for scores that reach it, and 0 for others."""
     start = time.monotonic()
     if task.parallel:
         with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
             scores = list(pool.map(task.score, items, actions))
     else:
         scores = list(map(task.score, items, actions))
+    if task.sparse:
+        scores = [(task.max_reward * (info["score"] > task.sparse - 1e-9), info) for _, info in scores]
     task.reward_time += time.monotonic() - start
     return scores

@@ -31,8 +31,18 @@ from matplotlib import pyplot as plt
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.util.tensor_util import make_ndarray
 
+import envs
+
 ROOT = Path(__file__).resolve().parent
-NOT_A_SETTING = ("seed", "run_name", "resume", "device", "track", "save_every")  # do not change what is learned
+NOT_A_SETTING = (
+    "seed",
+    "run_name",
+    "resume",
+    "device",
+    "agent_devices",
+    "track",
+    "save_every",
+)  # do not change what is learned
 METHODS = {"collm_cc": "CoLLM-CC", "collm_dc": "CoLLM-DC", "mc_baseline": "MAGRPO"}
 ALONE = {"collm_cc": "AC (CC)", "collm_dc": "AC (DC)", "mc_baseline": "GRPO"}  # with --num-agents 1
 COST = [("eval/time", "time s", 1, 1), ("eval/tokens", "tokens", 1, 0)]  # tag, column, factor, decimals
@@ -121,7 +131,8 @@ def read_runs(folder):
 def settings(run):
     """{name: value} of the arguments that differ from the script's defaults; all if the script is not here."""
     known = (ROOT / f"{run.args['exp_name']}.py").exists()
-    defaults = asdict(import_module(run.args["exp_name"]).Args()) if known else {}
+    flags = ["--task", run.args["task"]]  # which may have a default of its own
+    defaults = asdict(envs.parse_args(import_module(run.args["exp_name"]).Args, flags)) if known else {}
     named = {k: v for k, v in run.args.items() if k not in ("task", "exp_name", *NOT_A_SETTING)}
     return {k: v for k, v in named.items() if k not in defaults or v != defaults[k]}
 

@@ -524,3 +524,14 @@ def test_sample_is_an_endless_shuffled_stream():
     assert stream == [x for k in range(2) for x in envs.sample(items, 10, seed=1, iteration=k)]
     assert stream != [x for k in range(5) for x in envs.sample(items, 4, seed=2, iteration=k)]
     assert len(envs.sample([1, 2, 3], 64, 0, 7)) == 64
+
+
+def test_sparse_rewards_pay_all_or_nothing(monkeypatch):
+    monkeypatch.setattr(envs.StrBuild, "score", lambda self, item, action: (2 * action / 100, {"score": action}))
+    actions = [0.0, 69.9, 70.0, 85.0, 100.0]
+    task = envs.make("strbuild", sparse=70.0)
+    scores = envs.score_batch(task, [None] * 5, actions)
+    assert scores == [(r, {"score": a}) for r, a in zip([0.0, 0.0, 2.0, 2.0, 2.0], actions, strict=True)]
+    assert task.success <= 2.0  # so that what is paid ends the episode
+    dense = [reward for reward, _ in envs.score_batch(envs.make("strbuild"), [None] * 5, actions)]
+    assert dense == pytest.approx([0.0, 1.398, 1.4, 1.7, 2.0])

@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import collm_cc
 import collm_dc
+import envs
 import plot
 
 SCRIPTS = {"collm_cc": collm_cc, "collm_dc": collm_dc}
@@ -27,7 +28,8 @@ HOUSE = """    === turn 0, agent 0 is told
 
 def make_run(folder, name, script="collm_cc", scores=((0, 20.0), (64, 40.0), (128, 80.0)), purge=None, **changes):
     """A run folder; events are 10 s apart."""
-    args = asdict(SCRIPTS[script].Args()) | {"total_env_steps": 128, "task": "coding"} | changes
+    args = asdict(envs.parse_args(SCRIPTS[script].Args, ["--task", changes.get("task", "coding")]))
+    args |= {"total_env_steps": 128} | changes
     path = folder / name
     path.mkdir(parents=True, exist_ok=True)
     (path / "args.json").write_text(json.dumps(args))
@@ -216,3 +218,10 @@ def test_render_draws_the_last_episodes(tmp_path, task):
 def test_nothing_to_show_is_one_line(tmp_path, changes):
     with pytest.raises(SystemExit, match=r"must be a run folder|no finished run"):
         plot.main(plot.Args(runs=tmp_path, results=tmp_path, **changes))
+
+
+def test_what_the_task_fills_in_is_no_setting(tmp_path):
+    run = plot.read_run(make_run(tmp_path, "a", task="strbuild"))
+    assert run.args["num_envs"] == 16 != envs.Task.num_envs
+    assert plot.settings(run) == {"total_env_steps": 128}
+    assert "num_envs" in plot.settings(plot.read_run(make_run(tmp_path, "b", task="strbuild", num_envs=64)))
