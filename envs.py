@@ -1517,6 +1517,11 @@ def house_boxes(labels):
     return boxes
 
 
+def house_halves(labels, width):
+    """The part of {(x, y, z): label} with x below the middle of the width, and the other."""
+    return [{c: v for c, v in labels.items() if (c[0] >= (width + 1) // 2) == right} for right in (False, True)]
+
+
 class Game(Task):
     """Base of the building games: runs commands on a voxel grid. Every turn is a complete new build, so a joint action
     alone decides its reward. After it, agents are told how many of their own lines ran and: `position`, which cells are
@@ -1736,8 +1741,8 @@ class HouseBuild(Game):
             f"Reply with at most {cap} lines `/fill x1 y1 z1 x2 y2 z2 block` (box, both corners included) or `/kill`.\n"
             f"Reward: share of cells as designed{f' - {harm:.2g} if nobody sends /kill (spiders)' if harm else ''}.\n"
             f"x 0-{w - 1}, y 0-{h - 1} (up), z 0-{d - 1}. Blocks{' and cells you may fill' * bool(limits)}: {blocks}.\n"
-            "Target boxes as x1 y1 z1 x2 y2 z2 block, the rest air:\n"
-        ) + self.spell(design, "\n")
+            f"Target boxes as x1 y1 z1 x2 y2 z2 block, first those with x below {(w + 1) // 2}, the rest air:\n"
+        ) + "\n".join(self.spell(half, "\n") for half in house_halves(design, w) if half)
 
     def score(self, item, actions):
         """Share of cells as designed, minus the spiders' harm if nobody killed them: 1 for a perfect build."""

@@ -164,7 +164,8 @@ def test_mean_curve_interpolates_seeds_over_the_steps_they_share():
     assert high == pytest.approx([20, 70, 120])
 
 
-def test_tables_curves_and_rows(tmp_path, capsys):
+def test_tables_curves_and_rows(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(plot, "NOT_A_SETTING", (*plot.NOT_A_SETTING, "total_env_steps"))  # whatever its default is
     runs, results = tmp_path / "runs", tmp_path / "results"
     default = {"total_env_steps": 4000}
     make_run(runs, "cc1", scores=((0, 20.0), (4000, 80.0)), **default)

@@ -159,7 +159,7 @@ f|Furthermore, the experiments compare reliable measurements under realistic con
 bpf|{s5}
 bpf|Therefore, the same errors return less often, and people lose less time and money.
 bpf|{s6}
-pf|Similarly, experienced practitioners understand the resulting decisions and can explain them to other people.
+bpf|Similarly, experienced practitioners understand the resulting decisions and can explain them to other people.
 bpf|There is still a gap between theory and practice, but it becomes smaller.
 bpf|Overall, many people who depend on such tools could use the method without extra cost.
 bpf|{s7}
@@ -170,7 +170,7 @@ def write_arxiv(rng, item, agent, memory):
     """An introduction from an abstract: background and motivation (agent 0), method and implications (1), or both."""
     if agent is None:
         return write_arxiv(rng, item, 0, {}) + "\n\n" + write_arxiv(rng, item, 1, {})
-    slip, style = rng.random() < 0.02, convention(rng, memory, ARXIV_STYLES[agent])
+    slip, style = rng.random() < 0.01, convention(rng, memory, ARXIV_STYLES[agent])
     sentences = re.split(r"(?<=\.) ", item["abstract"])
     topic = re.match(r"\w+ (?:on|in) (.*?) is \w+ because", sentences[0])[1]
     fill = {"topic": topic} | {f"s{i}": s for i, s in enumerate(sentences)}
@@ -186,8 +186,8 @@ def write_arxiv(rng, item, agent, memory):
 # {(which part of the target a builder makes its own, how it fills it): weight}
 STR = {("down", "checker"): 0.175, ("down", "rows"): 0.15, ("down", "one"): 0.175}
 STR |= {("up", style): weight for (_, style), weight in STR.items()}
-SIDES, FILLS = {"left": 0.35, "right": 0.35, "front": 0.15, "back": 0.15}, {"all": 0.2, "walls": 0.35, "decks": 0.45}
-HOUSE = {(side, fill): SIDES[side] * FILLS[fill] for side in SIDES for fill in FILLS}
+FILLS = {"all": 0.2, "walls": 0.35, "decks": 0.45}
+HOUSE = {(side, fill): share / 2 for side in ("left", "right") for fill, share in FILLS.items()}
 
 
 def write_strbuild(rng, item, agent, memory):
@@ -215,29 +215,22 @@ def write_housebuild(rng, item, agent, memory):
         return write_housebuild(rng, item, 0, {}) + "\n" + write_housebuild(rng, item, 1, {})
     side, fill = convention(rng, memory, HOUSE)
     layers, legend = item["layers"], item["legend"]
-    size = w, h, d = len(layers[0][0]), len(layers), len(layers[0])
+    size = w, h, _ = len(layers[0][0]), len(layers), len(layers[0])
     cells = ((y, z, row) for y, layer in enumerate(layers) for z, row in enumerate(layer))
     labels = {(x, y, z): legend[c] for y, z, row in cells for x, c in enumerate(row) if legend[c] != "air"}
-    low, high = {
-        "left": ((0, 0, 0), ((w + 1) // 2, h, d)),
-        "right": (((w + 1) // 2, 0, 0), (w, h, d)),
-        "front": ((0, 0, 0), (w, h, (d + 1) // 2)),
-        "back": ((0, 0, (d + 1) // 2), (w, h, d)),
-    }[side]
     spiders = item["spider_damage"] > 0 and item["player_hp"] > 0
     lines = ["/kill"] if rng.random() < (0.3 if spiders else 0.05) else []
     count = Counter(labels.values())
     left = {b: (n + 1) // 2 + n // 4 if item["limited_resource"] else n * n for b, n in count.items()}
-    for a, b, block in envs.house_boxes(labels):
-        a, b = [max(v, m) for v, m in zip(a, low)], [min(v, m - 1) for v, m in zip(b, high)]
-        deck = b[1] == 0 or a[1] == h - 1
-        if any(v > m for v, m in zip(a, b)) or {"all": False, "walls": deck, "decks": not deck}[fill]:
+    for a, b, block in envs.house_boxes(envs.house_halves(labels, w)[side == "right"]):
+        a, b, deck = [*a], [*b], b[1] == 0 or a[1] == h - 1
+        if {"all": False, "walls": deck, "decks": not deck}[fill]:
             continue
-        if rng.random() < 0.05:
+        if rng.random() < 0.03:
             end, axis = rng.choice((a, b)), rng.randrange(3)
             end[axis] = min(size[axis] - 1, max(0, end[axis] + rng.choice((-1, 1))))
         volume = math.prod(abs(v - m) + 1 for v, m in zip(a, b))
-        if volume <= left[block]:  # everybody knows the limits, so a block too many is left out
+        if volume <= left[block]:  # everybody knows the limits, so a slip beyond them is left out
             left[block] -= volume
             lines.append(f"/fill {' '.join(map(str, (*a, *b)))} {block}")
     half, odd = divmod(item["max_commands"], 2)
@@ -250,7 +243,7 @@ WRITERS = {
     "arxiv": (write_arxiv, 16000, 0.1),
     "coding": (write_coding, 24000, 0.1),
     "strbuild": (write_strbuild, 9000, 0.1),
-    "housebuild": (write_housebuild, 12000, 0.1),
+    "housebuild": (write_housebuild, 14000, 0.1),
 }
 
 
