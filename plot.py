@@ -31,8 +31,6 @@ from matplotlib import pyplot as plt
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.util.tensor_util import make_ndarray
 
-import envs
-
 ROOT = Path(__file__).resolve().parent
 NOT_A_SETTING = (
     "seed",
@@ -131,8 +129,10 @@ def read_runs(folder):
 def settings(run):
     """{name: value} of the arguments that differ from the script's defaults; all if the script is not here."""
     known = (ROOT / f"{run.args['exp_name']}.py").exists()
-    flags = ["--task", run.args["task"]]  # which may have a default of its own
-    defaults = asdict(envs.parse_args(import_module(run.args["exp_name"]).Args, flags)) if known else {}
+    script = import_module(run.args["exp_name"]) if known else None
+    defaults = asdict(script.Args()) if known else {}
+    if "num_envs" in defaults:  # None is the task's own, which args.json has
+        defaults["num_envs"] = script.envs.TASKS.get(run.args["task"], script.envs.Task).num_envs
     named = {k: v for k, v in run.args.items() if k not in ("task", "exp_name", *NOT_A_SETTING)}
     return {k: v for k, v in named.items() if k not in defaults or v != defaults[k]}
 

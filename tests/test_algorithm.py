@@ -353,8 +353,11 @@ def test_microbatches_change_nothing(script, monkeypatch):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_metrics_are_means_over_real_tokens_and_live_turns(script):
-    args = make_args(script, num_generations=2, max_new_tokens=8)  # cuts some responses
+    args = make_args(script, num_generations=2)
     agents, critics = make_team(script, args)
+    _, episodes = play(script, agents, args)
+    lengths = [end - start for e in episodes for i in (0, 1) for start, end in responses(e, i)[-1:]]
+    args.max_new_tokens = int(np.median(lengths))  # cuts some responses
     _, episodes = play(script, agents, args)
     live = sum(len(e.rewards) for e in episodes)
     expected = {}

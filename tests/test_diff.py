@@ -43,7 +43,7 @@ def test_no_hunk_is_only_formatting(first, second):
 def test_line_budgets():
     for name in NAMES:
         assert len(TEXT[name].splitlines()) <= 500, name
-    assert len((ROOT / "envs.py").read_text().splitlines()) <= 1700
+    assert len((ROOT / "envs.py").read_text().splitlines()) <= 1800
 
 
 def test_same_banners_in_the_same_order():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from kill_and_resume import differences, family, gone, kill_and_resume, start, state, wait_for_events
-from test_scripts import ROOT, SCRIPTS, elsewhere, train  # noqa: F401
+from test_scripts import ROOT, SCRIPTS, train
 
 import collm_cc
 import collm_dc
@@ -44,7 +44,7 @@ def resumed(script, folder, **changes):
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], None])
-def test_a_broken_checkpoint_falls_back_to_the_one_before(damage, elsewhere, capsys):  # noqa: F811
+def test_a_broken_checkpoint_falls_back_to_the_one_before(damage, elsewhere, capsys):
     whole = train(collm_cc, "whole", total_env_steps=24, save_every=1)
     part = train(collm_cc, "part", total_env_steps=16, save_every=1)
     newest = max(part.glob("checkpoint_*.pt"))
@@ -60,7 +60,7 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before(damage, elsewhere, cap
         resumed(collm_cc, part)
 
 
-def test_a_checkpoint_of_other_arguments_is_refused(elsewhere):  # noqa: F811
+def test_a_checkpoint_of_other_arguments_is_refused(elsewhere):
     two, one = (
         train(collm_cc, "two", total_env_steps=1),
         train(collm_cc, "one", total_env_steps=1, num_agents=1, seed=2),
@@ -71,7 +71,7 @@ def test_a_checkpoint_of_other_arguments_is_refused(elsewhere):  # noqa: F811
         resumed(collm_cc, two)
 
 
-def test_a_model_of_another_shape_is_refused(elsewhere, other_model):  # noqa: F811
+def test_a_model_of_another_shape_is_refused(elsewhere, other_model):
     shutil.copytree(ROOT / "models/tiny", "model")
     folder = train(collm_dc, "shape", total_env_steps=1, model=["model"])
     shutil.rmtree("model")
@@ -80,7 +80,7 @@ def test_a_model_of_another_shape_is_refused(elsewhere, other_model):  # noqa: F
         resumed(collm_dc, folder)
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint(elsewhere, monkeypatch, capsys):  # noqa: F811
+def test_a_full_disk_leaves_the_last_good_checkpoint(elsewhere, monkeypatch, capsys):
     folder = train(collm_cc, "disk", total_env_steps=1)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "events" not in path.name}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -109,7 +109,7 @@ NAN = {
 
 
 @pytest.mark.parametrize("case", NAN)
-def test_what_is_not_finite_stops_the_run_and_is_named(case, elsewhere, monkeypatch, capsys):  # noqa: F811
+def test_what_is_not_finite_stops_the_run_and_is_named(case, elsewhere, monkeypatch, capsys):
     script, function, said = NAN[case]
     folder = train(script, "nan", total_env_steps=1)
     good = state(folder)
@@ -128,7 +128,7 @@ def test_what_is_not_finite_stops_the_run_and_is_named(case, elsewhere, monkeypa
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_args_json_that_is_not_one(script, elsewhere):  # noqa: F811
+def test_args_json_that_is_not_one(script, elsewhere):
     folder = Path("runs/broken")
     folder.mkdir(parents=True)
     for text in ("", "[]", "{}", '{"exp_name": "%s", "no_such": 1}' % script.__name__):  # noqa: UP031

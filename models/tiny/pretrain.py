@@ -329,6 +329,32 @@ def loss_of(model, ids, targets):
     ), targets.sum()
 
 
+def fit(model, data, epochs, lr, rng, args):
+    """Train on all of `data` for some epochs, with a fresh AdamW, warm-up and cosine decay; the number of steps."""
+    pad = model.config.pad_token_id
+    steps = len(list(batches(rng, data, args.batch_tokens, pad))) * epochs
+    print(f"{steps} steps, {sum(len(ids) for ids, _ in data)} tokens an epoch", flush=True)
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() == 1]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
+    plan = (batch for _ in range(epochs) for batch in batches(rng, data, args.batch_tokens, pad))
+    mean, start = None, time.time()
+    for step, batch in enumerate(plan):
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 100) * (0.01 + 0.99 * cosine)
+        loss, _ = loss_of(model, *batch)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        mean = loss.item() if mean is None else 0.98 * mean + 0.02 * loss.item()
+        if step % 200 == 0:
+            print(f"step {step} loss {mean:.4f} {time.time() - start:.0f} s", flush=True)
+    return steps
+
+
 def train(args):
     start, rng = time.time(), random.Random(3)
     torch.manual_seed(0)
@@ -339,41 +365,26 @@ def train(args):
         tests[name] = conversations(name, task.eval, 400, seed=2)
         print(f"{name}: {len(chats[name])} chats, {time.time() - start:.0f} s", flush=True)
     tokenizer = make_tokenizer(m["content"] for many in chats.values() for chat in many[:8000] for m in chat)
-    data = [encode(tokenizer, chat, rng) for many in chats.values() for chat in many]
-    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    data = {name: [encode(tokenizer, chat, rng) for chat in many] for name, many in chats.items()}
     sizes = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
-    ids = {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": end, "pad_token_id": pad}
+    ids = {"vocab_size": len(tokenizer), "bos_token_id": None}
+    ids |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     model = LlamaForCausalLM(LlamaConfig(**sizes, **ids, max_position_embeddings=4096, tie_word_embeddings=True))
-    tokens, steps = (
-        sum(len(ids) for ids, _ in data),
-        len(list(batches(rng, data, args.batch_tokens, pad))) * args.epochs,
-    )
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() == 1]
-    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), fused=True)
-    print(f"{model.num_parameters()} parameters, {steps} steps, {tokens} tokens an epoch", flush=True)
-    plan = (batch for _ in range(args.epochs) for batch in batches(rng, data, args.batch_tokens, pad))
-    mean = None
-    for step, batch in enumerate(plan):
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1.0, (step + 1) / 100) * (0.01 + 0.99 * cosine)
-        loss, _ = loss_of(model, *batch)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        mean = loss.item() if mean is None else 0.98 * mean + 0.02 * loss.item()
-        if step % 200 == 0:
-            print(f"step {step} loss {mean:.4f} {time.time() - start:.0f} s", flush=True)
-    facts = {"parameters": model.num_parameters(), "vocabulary": len(tokenizer), "tokens": tokens}
+    everything = [chat for many in data.values() for chat in many]
+    steps = fit(model, everything, args.epochs, args.lr, rng, args)
+    # The games are the hardest to speak: once more, with a quarter of the rest so that it is not forgotten
+    again = [chat for name, many in data.items() for chat in (many if name.endswith("build") else many[::4])]
+    steps += fit(model, again, 1, args.lr / 2, random.Random(4), args)
+    facts = {"parameters": model.num_parameters(), "vocabulary": len(tokenizer)}
+    facts |= {"tokens": sum(len(ids) for ids, _ in everything), "tokens_again": sum(len(ids) for ids, _ in again)}
     facts |= {"epochs": args.epochs, "steps": steps, "chats": {name: len(many) for name, many in chats.items()}}
     facts["loss"] = {}
     with torch.inference_mode():
         for name, many in tests.items():
-            data = [encode(tokenizer, chat) for chat in many]
-            pairs = [loss_of(model, *batch) for batch in batches(rng, data, args.batch_tokens, pad)]
+            held_out = [encode(tokenizer, chat) for chat in many]
+            pairs = [
+                loss_of(model, *batch) for batch in batches(rng, held_out, args.batch_tokens, model.config.pad_token_id)
+            ]
             facts["loss"][name] = round(float(sum(loss * n for loss, n in pairs) / sum(n for _, n in pairs)), 4)
     facts["minutes"] = round((time.time() - start) / 60, 1)
     print(json.dumps(facts), flush=True)
@@ -503,7 +514,8 @@ nothing, in {minutes} minutes on two CPU cores.
 - Model: 4 layers, 4 heads, hidden size 128, tied embeddings, float32. Tokenizer: byte-level BPE of {vocabulary} tokens
   with a chat template; `<|end|>` ends a message and is the EOS.
 - Data: scripted demonstrations of one role at a time, with mixed conventions and slips, of train items alone: {chats}
-  chats, {tokens} tokens, {epochs} passes, {steps} steps. The held-out items of a task are never trained on.
+  chats, {tokens} tokens, {epochs} passes, then the games and a quarter of the rest again ({tokens_again} tokens), in
+  {steps} steps. The held-out items of a task are never trained on.
 - Loss on the answers to held-out items, nats a token: {loss}.
 
 Teams of two of it on held-out items, sampled at temperature 1 (`python models/tiny/pretrain.py --report`):
