@@ -59,7 +59,7 @@ class Args:
     """episodes rolled out in parallel for each iteration (B); the task's own by default"""
     num_minibatches: int = 1
     """gradient steps per iteration, each on num_envs / num_minibatches whole episodes; 1: strictly on policy"""
-    microbatch_tokens: int = 8192
+    microbatch_tokens: int = 2048
     """tokens, padding included, of one forward/backward in the update: bounds memory, changes no result"""
     max_new_tokens: int | None = None
     """longest response (R); the task's own by default"""
@@ -244,7 +244,9 @@ def generate(agent, prompts, cache, max_new_tokens: int, temperature: float, gen
             index = torch.tensor([unique.index(tuple(x)) for x in prompts], **tensor)  # (B,)
             cache.select(index)
             logits = logits[index]  # (B, V)
-        ids = torch.multinomial(F.softmax(logits / temperature, -1), 1, generator=generator)  # (k, 1)
+        cdf = F.softmax(logits / temperature, -1).cumsum(-1, dtype=torch.float64)  # (k, V)
+        uniform = 1 - torch.rand(len(cdf), 1, dtype=cdf.dtype, device=cdf.device, generator=generator)  # (k, 1), above 0
+        ids = torch.searchsorted(cdf, uniform * cdf[:, -1:])  # (k, 1); multinomial draws V numbers a row, not one
         sampled[rows[: len(ids)], step] = ids[:, 0]
         going = ~torch.isin(ids[:, 0], eos)  # (k,)
         k = int(going.sum())
