@@ -245,8 +245,8 @@ def generate(agent, prompts, cache, max_new_tokens: int, temperature: float, gen
             cache.select(index)
             logits = logits[index]  # (B, V)
         cdf = F.softmax(logits / temperature, -1).cumsum(-1, dtype=torch.float64)  # (k, V)
-        uniform = 1 - torch.rand(len(cdf), 1, dtype=cdf.dtype, device=cdf.device, generator=generator)  # (k, 1), above 0
-        ids = torch.searchsorted(cdf, uniform * cdf[:, -1:])  # (k, 1); multinomial draws V numbers a row, not one
+        uniform = 1 - torch.rand(len(cdf), 1, dtype=cdf.dtype, device=cdf.device, generator=generator)  # (k, 1)
+        ids = torch.searchsorted(cdf, uniform * cdf[:, -1:])  # (k, 1); torch.multinomial draws V numbers a row
         sampled[rows[: len(ids)], step] = ids[:, 0]
         going = ~torch.isin(ids[:, 0], eos)  # (k,)
         k = int(going.sum())

@@ -147,14 +147,14 @@ def test_sampling_distribution_is_the_trained_one(monkeypatch):
     """The probabilities that were sampled from are the ones whose logs `logprobs` gives, at the same temperature."""
     args = make_args(collm_cc, temperature=0.7)
     agent = collm_cc.Agent("models/tiny", args, CPU)
-    log, multinomial = [], torch.multinomial
+    log, searchsorted = [], torch.searchsorted
 
-    def spy(probs, n, generator):
-        token = multinomial(probs, n, generator=generator)
-        log.append(float(probs[0, token[0, 0]].log()))
+    def spy(cdf, value):
+        token = searchsorted(cdf, value)
+        log.append(float(cdf[0].diff(prepend=cdf.new_zeros(1))[token[0, 0]].log()))
         return token
 
-    monkeypatch.setattr(torch, "multinomial", spy)
+    monkeypatch.setattr(torch, "searchsorted", spy)
     prompt = agent.frame(envs.make("coding").observe(envs.make("coding").train[0])[1], [])
     cache = collm_cc.RowsCache(layer_class_to_replicate=collm_cc.RowsLayer)
     (response,) = collm_cc.generate(agent, [prompt], cache, 60, 0.7, torch.Generator().manual_seed(3))
@@ -162,6 +162,23 @@ def test_sampling_distribution_is_the_trained_one(monkeypatch):
     logp = collm_cc.logprobs(agent, [prompt + response], [turns], 1, 0.7)
     assert response[-1] in agent.eos
     assert logp.item() == pytest.approx(sum(log), abs=1e-9)
+
+
+def test_sampled_tokens_are_distributed_as_the_softmax():
+    """First tokens of 20000 responses to one prompt against the model's own probabilities, by a chi-squared test."""
+    agent = collm_cc.Agent("models/tiny", make_args(collm_cc), CPU)
+    prompt = agent.frame("Say anything.", [])
+    cache = collm_cc.RowsCache(layer_class_to_replicate=collm_cc.RowsLayer)
+    found = collm_cc.generate(agent, [prompt] * 20000, cache, 1, 1.5, torch.Generator().manual_seed(0))
+    count = torch.bincount(torch.tensor(found)[:, 0], minlength=agent.model.config.vocab_size)
+    with torch.no_grad():
+        expected = 20000 * (agent.model(torch.tensor([prompt])).logits[0, -1] / 1.5).softmax(-1)
+    often = expected >= 10
+    assert often.sum() > 20 and count[expected == 0].sum() == 0
+    pairs = [(count[often], expected[often]), (count[~often].sum(), expected[~often].sum())]
+    chi = sum(((o - e) ** 2 / e).sum() for o, e in pairs)
+    freedom = float(often.sum())
+    assert abs(chi - freedom) < 4 * (2 * freedom) ** 0.5  # mean and 4 standard deviations of the statistic
 
 
 # ------------------------------------------------------------------------------------------- log-probs and values
