@@ -369,13 +369,12 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
         errors = gae(rewards.unsqueeze(-1), values, live.unsqueeze(-1), args.gamma, args.gae_lambda)  # (T, B, N)
         returns = gae(rewards.unsqueeze(-1), torch.zeros_like(values), live.unsqueeze(-1), args.gamma, 1.0)
         advantages = errors if args.critic_type == "v" else values * live.unsqueeze(-1)
+        mean = envs.all_sum(advantages[live].sum(0)) / num_live  # (N,)
+        variance = envs.all_sum(((advantages - mean)[live] ** 2).sum(0)) / num_live  # (N,)
         if args.norm_adv:
-            mean = envs.all_sum(advantages[live].sum(0)) / num_live  # (N,)
-            variance = envs.all_sum(((advantages - mean)[live] ** 2).sum(0)) / num_live  # (N,)
             advantages = (advantages - mean) / (variance.sqrt() + 1e-8)
         # Agents: one forward gives log pi of all turns
-        logps, norms = rewards.new_zeros(num_turns, len(mb), len(agents)), []  # (T, B, N)
-        kl = rewards.new_zeros(len(agents))  # (N,)
+        logps, kl, norms = torch.zeros_like(advantages), torch.zeros_like(mean), []  # (T, B, N), (N,)
         for i, agent in enumerate(agents):
             for rows in envs.microbatches([len(e.tokens[i]) for e in mb], args.microbatch_tokens):
                 tokens, turns = [mb[k].tokens[i] for k in rows], [mb[k].turns[i] for k in rows]
@@ -398,6 +397,7 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
             "losses/policy_loss": -(logps * advantages).sum((0, 1)) / live.sum(),
             "losses/value_loss": (errors**2)[live].mean(0),
             "losses/explained_variance": 1 - (returns - values)[live].var(0) / returns[live].var(0),
+            "losses/advantage_variance": variance,
             "losses/entropy": -logps.sum((0, 1)) / num_tokens,  # of a token, estimated from the samples
             "losses/grad_norm": torch.stack(norms),
             "charts/response_length": num_tokens / live.sum(),

@@ -332,13 +332,12 @@ def update(episodes, agents, num_turns: int, args: Args, iteration: int) -> dict
         returns = gae(rewards, torch.zeros_like(rewards), live, args.gamma, 1.0)  # (T, B)
         advantages = (returns - baselines(returns, live, args.num_generations, args.baseline)) * live
         advantages = advantages.unsqueeze(-1).expand(-1, -1, len(agents))
+        mean = envs.all_sum(advantages[live].sum(0)) / num_live  # (N,)
+        variance = envs.all_sum(((advantages - mean)[live] ** 2).sum(0)) / num_live  # (N,)
         if args.norm_adv:
-            mean = envs.all_sum(advantages[live].sum(0)) / num_live  # (N,)
-            variance = envs.all_sum(((advantages - mean)[live] ** 2).sum(0)) / num_live  # (N,)
             advantages = (advantages - mean) / (variance.sqrt() + 1e-8)
         # Agents: one forward gives log pi of all turns
-        logps, norms = rewards.new_zeros(num_turns, len(mb), len(agents)), []  # (T, B, N)
-        kl = rewards.new_zeros(len(agents))  # (N,)
+        logps, kl, norms = torch.zeros_like(advantages), torch.zeros_like(mean), []  # (T, B, N), (N,)
         for i, agent in enumerate(agents):
             for rows in envs.microbatches([len(e.tokens[i]) for e in mb], args.microbatch_tokens):
                 tokens, turns = [mb[k].tokens[i] for k in rows], [mb[k].turns[i] for k in rows]
@@ -359,6 +358,7 @@ def update(episodes, agents, num_turns: int, args: Args, iteration: int) -> dict
         ended = [[e.tokens[i][-1] in agent.eos for e in mb] for i, agent in enumerate(agents)]  # [agent][episode]
         metrics.append({
             "losses/policy_loss": -(logps * advantages).sum((0, 1)) / live.sum(),
+            "losses/advantage_variance": variance,
             "losses/entropy": -logps.sum((0, 1)) / num_tokens,  # of a token, estimated from the samples
             "losses/grad_norm": torch.stack(norms),
             "charts/response_length": num_tokens / live.sum(),

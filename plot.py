@@ -282,7 +282,7 @@ def level_table(groups):
 
 def noise_table(groups):
     """How large gradients and advantages are and how much they vary from one iteration to the next within a run."""
-    names, rows = ("losses/grad_norm", "losses/advantage", "losses/grad_var"), []
+    names, rows = ("losses/grad_norm", "losses/advantage_variance"), []
     for task, method, runs in flat(groups):
         for tag in sorted({x for run in runs for x in run.scalars if x.startswith(names) and "/agent_" not in x}):
             values = [run.curve(tag)[1] for run in runs if tag in run.scalars]

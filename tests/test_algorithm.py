@@ -400,6 +400,7 @@ def test_metrics_are_means_over_real_tokens_and_live_turns(script):
                     returns += to_go
                     rest += [g - v[t] for t, g in enumerate(to_go)]
                 expected["losses/value_loss", i] = np.mean(np.square(errors))
+                expected["losses/advantage_variance", i] = np.var(errors)
                 expected["losses/explained_variance", i] = 1 - np.var(rest) / np.var(returns)
     metrics = run_update(script, episodes, agents, critics, args)
     for (name, i), value in expected.items():

@@ -82,7 +82,7 @@ def test_a_run_trains_logs_and_saves(script, elsewhere):
 
     logged = scalars(folder)
     per_agent = ["losses/policy_loss", "losses/entropy", "losses/grad_norm"]
-    per_agent += ["charts/response_length", "charts/eos_rate"]
+    per_agent += ["losses/advantage_variance", "charts/response_length", "charts/eos_rate"]
     per_agent += [] if script is mc_baseline else ["losses/value_loss", "losses/explained_variance"]
     once = "episodic_return SPS learning_rate tokens_per_second peak_memory_gb sandbox_error".split()
     tags = {f"charts/{name}" for name in once} | {"time/rollout", "time/update", "time/reward"} | set(per_agent)
