@@ -39,14 +39,14 @@ class Args:
     """Python that has trl==1.16.0; without it, its comparison is left out"""
     model: str = "models/tiny"
     """folder of a causal LM"""
-    episodes: int = 16
-    """episodes of an iteration in the comparisons"""
+    turns: tuple[int, ...] = (1, 4)
+    """turns of an episode in the comparisons of CC and DC; the first also in those of MC"""
+    episodes: tuple[int, ...] = (64, 16)
+    """for each of `turns`, episodes of an iteration: the scripts' own for tasks of one turn, and of four"""
     iterations: int = 2
     """iterations of a measurement"""
     max_new_tokens: int = 64
     """tokens of every response in the comparisons"""
-    turns: tuple[int, ...] = (1, 4)
-    """turns of an episode in the comparisons of CC and DC"""
     repeats: int = 3
     """measurements of each side of a comparison"""
     threads: int = os.cpu_count() or 1
@@ -311,14 +311,15 @@ def table(header, rows):
 
 def compare(base, args):
     """Both sides of every comparison, in turn."""
-    cases = [("comlrl", script, 2, turns) for script in SCRIPTS[:2] for turns in args.turns]
-    cases += [("comlrl", "mc_baseline", 2, 1), ("trl", "mc_baseline", 1, 1)]
+    sizes = list(zip(args.turns, args.episodes, strict=True))
+    cases = [("comlrl", script, 2, *size) for script in SCRIPTS[:2] for size in sizes]
+    cases += [("comlrl", "mc_baseline", 2, *sizes[0]), ("trl", "mc_baseline", 1, *sizes[0])]
     rows = []
-    for side, script, agents, turns in cases:
+    for side, script, agents, turns, episodes in cases:
         python = {"comlrl": args.comlrl, "trl": args.trl}[side]
         if not python:
             continue
-        spec = base | {"script": script, "agents": agents, "turns": turns}
+        spec = base | {"script": script, "agents": agents, "turns": turns, "episodes": episodes}
         pairs = [
             (measure(spec | {"side": "ours"}), measure(spec | {"side": side}, python)) for _ in range(args.repeats)
         ]
@@ -336,8 +337,9 @@ def compare(base, args):
         rate = " / ".join(f"{statistics.median(column):.2f}" for column in zip(*rates))
         ratio = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
         use = statistics.median(a["utilisation"] for a, _ in pairs)
-        rows.append([f"{script}.py", side, agents, turns, pairs[0][0]["tokens"], rate, ratio, *cells, f"{use:.0%}"])
-    header = ["script", "peer", "agents", "turns", "response tokens, each side", "env steps/s, ours / peer"]
+        size = [agents, turns, episodes, pairs[0][0]["tokens"]]
+        rows.append([f"{script}.py", side, *size, rate, ratio, *cells, f"{use:.0%}"])
+    header = ["script", "peer", "agents", "turns", "episodes", "response tokens, each side", "env steps/s, ours / peer"]
     header += ["ratio, median (range)", "rollout s", "update s", "peak GiB", "utilisation of our update"]
     table(header, rows)
 
@@ -347,16 +349,17 @@ def main(args):
     with tempfile.TemporaryDirectory() as folder:
         base = {
             "side": "ours", "model": copy_model(args.model, Path(folder, "model")), "turns": 1, "threads": args.threads,
-            "prompts": make_prompts(args.episodes * args.iterations), "episodes": args.episodes, "agents": 2,
-            "iterations": args.iterations, "max_new_tokens": args.max_new_tokens,
+            "prompts": make_prompts(max(args.episodes) * args.iterations), "agents": 2, "iterations": args.iterations,
+            "max_new_tokens": args.max_new_tokens,
         }  # fmt: skip
-        print(f"{args.model}, {args.threads} threads, {args.episodes} episodes x {args.iterations} iterations,")
-        print(f"responses of {args.max_new_tokens} tokens, {args.repeats} repeats. Seconds are of an iteration.\n")
+        print(f"{args.model}, {args.threads} threads, {args.iterations} iterations, {args.repeats} repeats,")
+        print(f"responses of {args.max_new_tokens} tokens. Seconds are of an iteration.\n")
         compare(base, args)
         real = base | {"model": args.model, "prompts": []}
         rows = []
         for task in args.tasks:
-            runs = [measure(real | {"script": script, "task": task, "episodes": 64}) for script in SCRIPTS]
+            spec = real | {"task": task, "episodes": import_module("envs").TASKS[task].num_envs}
+            runs = [measure(spec | {"script": script}) for script in SCRIPTS]
             rows.append([task, *(f"{x['padding']:.1%}, {x['utilisation']:.0%}" for x in runs)])
         table(["padding of all tokens, utilisation", *SCRIPTS], rows)
         rows = []

@@ -1375,11 +1375,12 @@ def _sandbox_line(error):
 @functools.lru_cache(4096)
 def _sandbox_plan(prompt, entry, test):
     """(source before the stub, name of `candidate`, module-level steps, steps of `check`) of a problem; ValueError.
-    A step = (code, its source if it is a test, else "")."""
+    A step = (code, names that it assigns, its source if it is a test, else "")."""
 
     def step(node, tests=()):
         code = compile(ast.Module([node], []), "<test>", "exec", dont_inherit=True, optimize=0)
-        return code, ast.unparse(node) if node in tests else ""
+        names = [op.argval for op in dis.get_instructions(code) if op.opname == "STORE_NAME"]
+        return code, names, ast.unparse(node) if node in tests else ""
 
     found = re.search(rf"^def\s+{entry}\b", prompt, re.MULTILINE)
     head = prompt[: found.start()] if found else ""
@@ -1409,7 +1410,7 @@ def run_tests(problem, aux, main, call_seconds=2.0, seconds=10.0):
     begin, trusted = time.monotonic(), dict(vars(builtins))
     trusted["__import__"] = lambda name, *rest: dice if name == "random" else __import__(name, *rest)
 
-    def failure(code, space):
+    def failure(code, names, space):
         box.fault, box.got = "", None
         try:
             box.settle()
@@ -1417,7 +1418,7 @@ def run_tests(problem, aux, main, call_seconds=2.0, seconds=10.0):
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            for name in (op.argval for op in dis.get_instructions(code) if op.opname == "STORE_NAME"):
+            for name in names:
                 space.pop(name, None)  # so that no later test takes an older value for this one's
             if isinstance(error, AssertionError) and box.got:
                 with contextlib.suppress(ValueError):  # an int too long to print
@@ -1427,10 +1428,10 @@ def run_tests(problem, aux, main, call_seconds=2.0, seconds=10.0):
 
     try:
         space = {"__name__": "tests", "__builtins__": trusted, entry: box}
-        for code, _ in around:
-            failure(code, space)
+        for code, names, _ in around:
+            failure(code, names, space)
         space = {**space, candidate: box}  # so that names of check are not names of the helpers
-        results = [(source, failure(code, space)) for code, source in steps]
+        results = [(source, failure(code, names, space)) for code, names, source in steps]
     finally:
         box.stop()
         box.pool.put(box)
@@ -1770,14 +1771,14 @@ def make(name, num_agents=2, num_turns=None, dataset=None, feedback=None, sparse
 
 
 def score_batch(task, items, actions):
-    """[task.score(item, action)] of many joint actions, in threads where the task says that it pays; with task.sparse,
-    the largest reward for scores that reach it, and 0 for others."""
+    """[task.score(item, action)] of many joint actions, equal ones of an item once, in threads where the task says that
+    it pays; with task.sparse, the largest reward for scores that reach it, and 0 for others."""
     start = time.monotonic()
-    if task.parallel:
-        with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
-            scores = list(pool.map(task.score, items, actions))
-    else:
-        scores = list(map(task.score, items, actions))
+    keys = [(id(item), str(action)) for item, action in zip(items, actions)]
+    work = dict(zip(keys, zip(items, actions)))
+    with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
+        found = (pool.map if task.parallel else map)(lambda pair: task.score(*pair), work.values())
+        scores = list(map(dict(zip(work, found)).get, keys))
     if task.sparse:
         scores = [(task.max_reward * (info["score"] > task.sparse - 1e-9), info) for _, info in scores]
     task.reward_time += time.monotonic() - start

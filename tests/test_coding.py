@@ -302,6 +302,15 @@ def test_score_batch_equals_score(task):
     assert envs.score_batch(task, [], []) == []
 
 
+def test_score_batch_runs_equal_programs_of_an_item_once(task, monkeypatch):
+    calls = []
+    monkeypatch.setattr(task, "score", lambda item, action: calls.append(action) or (float(len(calls)), {}))
+    monkeypatch.setattr(task, "parallel", False)
+    (a, b), x, y = task.eval[:2], ["p", "q"], ["p", "r"]
+    rewards = [reward for reward, _ in envs.score_batch(task, [a, a, b, a, a], [x, y, x, list(x), x])]
+    assert calls == [x, y, x] and rewards == [1.0, 2.0, 3.0, 1.0, 1.0]
+
+
 # ------------------------------------------------------------------------------------------------ the family
 def reference(parts):
     inner = f"[{parts['map']} for {parts['each']} in {parts['source']} if {parts['keep']}]"
