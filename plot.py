@@ -1,8 +1,9 @@
 # docs: README.md#plotpy
 """Tables, learning curves and pictures of the runs in runs/.
 
-python plot.py                  learning_curves.png, tables.md and runs.csv in results/, from all finished runs in runs/
-python plot.py csv              runs.csv only: one row for each finished run
+python plot.py                  a row for each finished run in runs/ to results/runs.csv, then, from all its rows,
+                                results/learning_curves.png and results/tables.md
+python plot.py csv              runs.csv only
 python plot.py render runs/NAME results/NAME.png: the last evaluated builds (games) or episodes (other tasks)
 
 Definitions. Start and end: the first and last held-out evaluation of a run (temperature 1). A run is finished if the
@@ -12,7 +13,7 @@ responses). Wall time: from the first to the last event of each event file, adde
 does not count and work done twice does. sd: with n - 1. Intervals: 95%, percentile bootstrap of the mean over seeds;
 with three seeds they are too narrow. P(A > B), the probability of improvement of Agarwal et al. (2021): the share of
 pairs of a seed of A and one of B in which A ends higher, a tie counting half. Steps to a level: the first crossing,
-linear between evaluations.
+linear between evaluations. Curves show, of each task, the runs with the fewest settings that are not the default.
 """
 
 import csv
@@ -43,21 +44,22 @@ NOT_A_SETTING = (
 )  # do not change what is learned
 METHODS = {"collm_cc": "CoLLM-CC", "collm_dc": "CoLLM-DC", "mc_baseline": "MAGRPO"}
 ALONE = {"collm_cc": "AC (CC)", "collm_dc": "AC (DC)", "mc_baseline": "GRPO"}  # with --num-agents 1
-COST = [("eval/time", "time s", 1, 1), ("eval/tokens", "tokens", 1, 0)]  # tag, column, factor, decimals
-SCORE = ("eval/score", "score", 1, 1)
-ADJACENCY, IOU, MATCH = ((f"eval/{name}", f"{name} %", 100, 1) for name in ("adjacency", "iou", "match"))
+COST = [("time", "time s", 1, 2), ("tokens", "tokens", 1, 0)]  # metric, column, factor, decimals
+SCORE = ("score", "score", 1, 1)
+ADJACENCY, IOU, MATCH = ((name, f"{name} %", 100, 1) for name in ("adjacency", "iou", "match"))
 FAMILIES = {  # the columns of the paper's Table 1
     "Writing": {"tldr": [SCORE], "arxiv": [SCORE]},
-    "Coding": {"coding": [SCORE, *((f"eval/pass@{k}", f"pass@{k} %", 100, 1) for k in (1, 4))]},
+    "Coding": {"coding": [SCORE, *((f"pass@{k}", f"pass@{k} %", 100, 1) for k in (1, 4))]},
     "Games": {"strbuild": [SCORE, ADJACENCY, IOU], "housebuild": [SCORE, MATCH, IOU]},
 }
-LEVELS = (50, 70, 90, 95)  # of eval/score, for steps to a level
+LEVELS = (50, 60, 70, 80, 90)  # of the score, for steps to a level
+NOISE = ("losses/grad_norm", "losses/advantage_variance", "losses/explained_variance")
 
 
 @dataclass
 class Args:
     action: tyro.conf.Positional[Literal["all", "csv", "render"]] = "all"
-    """all: tables, learning curves and csv; csv: a row for each finished run; render: the last episodes of one run"""
+    """all: rows, tables and learning curves; csv: a row for each finished run; render: the last episodes of one run"""
     run: tyro.conf.Positional[Path | None] = None
     """run folder, for render"""
     runs: Path = Path("runs")
@@ -137,26 +139,46 @@ def settings(run):
     return {k: v for k, v in named.items() if k not in defaults or v != defaults[k]}
 
 
-def label(run):
+def flags(row):
+    """Settings of a row of runs.csv as text, but for --num-agents, which is a part of the method's name."""
+    named = {k: v for k, v in json.loads(row["settings"]).items() if k != "num_agents"}
+    return " ".join(f"{k}={' '.join(v) if isinstance(v, list) else v}" for k, v in sorted(named.items()))
+
+
+def label(row):
     """Name of the method, as in the paper's tables, and its settings."""
-    named = settings(run)
-    alone = named.pop("num_agents", 2) == 1
-    name = (ALONE if alone else METHODS).get(run.args["exp_name"], run.args["exp_name"])
-    flags = " ".join(f"{k}={' '.join(v) if isinstance(v, list) else v}" for k, v in sorted(named.items()))
-    return f"{name} ({flags})" if flags else name
+    alone = json.loads(row["settings"]).get("num_agents", 2) == 1
+    name = (ALONE if alone else METHODS).get(row["script"], row["script"])
+    return f"{name} ({flags(row)})" if flags(row) else name
+
+
+def group(rows):
+    """{task: {label: [row of each seed]}}."""
+    groups = {}
+    for row in sorted(rows, key=lambda row: (row["task"], flags(row).count("="), label(row), int(row["seed"]))):
+        groups.setdefault(row["task"], {}).setdefault(label(row), []).append(row)
+    return groups
 
 
 def flat(groups):
-    """[(task, label, runs)]."""
-    return [(task, method, runs) for task, methods in groups.items() for method, runs in methods.items()]
+    """[(task, label, rows)]."""
+    return [(task, method, rows) for task, methods in groups.items() for method, rows in methods.items()]
 
 
-def group(runs):
-    """{task: {label: [run of each seed]}}."""
-    groups = {}
-    for run in sorted(runs, key=lambda run: (run.args["task"], len(settings(run)), label(run), run.args["seed"])):
-        groups.setdefault(run.args["task"], {}).setdefault(label(run), []).append(run)
-    return groups
+def number(row, column):
+    """A cell as float, NaN if it is empty."""
+    return float(row.get(column) or "nan")
+
+
+def curve(row):
+    """(env steps, values) of the metric that stands for a run."""
+    points = np.array(json.loads(row["curve"]), float)  # (evaluations, 2)
+    return points[:, 0], points[:, 1]
+
+
+def ends(rows):
+    """Values of that metric at the start and at the end, (2, rows)."""
+    return np.array([curve(row)[1][[0, -1]] for row in rows]).T
 
 
 # ================================================= statistics =================================================
@@ -220,9 +242,10 @@ def table(header, rows):
     return ["| " + " | ".join(map(str, row)) + " |" for row in [header, ["---"] * len(header), *rows]]
 
 
-def change(runs, tag, factor, decimals):
-    """start → end of a tag."""
-    cells = [spread(np.multiply(column, factor), decimals) for column in zip(*(run.ends(tag) for run in runs))]
+def change(rows, metric, factor, decimals):
+    """start → end of a metric."""
+    sides = [[number(row, f"{side}/{metric}") * factor for row in rows] for side in ("start", "end")]
+    cells = [spread(values, decimals) for values in sides]
     return "-" if cells[1] == "-" else " → ".join(cells)
 
 
@@ -233,62 +256,61 @@ def paper_table(groups):
         tasks = {task: [*COST, *columns] for task, columns in tasks.items() if task in groups}
         methods = list(dict.fromkeys(method for task in tasks for method in groups[task]))
         header = ["method", *(f"{t} {c[1]}" for t, cs in tasks.items() for c in [*cs, ("", "n")])]
-        rows = []
+        table_rows = []
         for method in methods:
-            rows.append([method])
+            table_rows.append([method])
             for task, columns in tasks.items():
-                runs = groups[task].get(method, [])
-                cells = [change(runs, tag, *number) if runs else "-" for tag, _, *number in columns]
-                rows[-1] += [*cells, len(runs)]
-        lines += ["", f"### {family}", "", *table(header, rows)] if rows else []
+                rows = groups[task].get(method, [])
+                table_rows[-1] += [*(change(rows, metric, *how) for metric, _, *how in columns), len(rows)]
+        lines += ["", f"### {family}", "", *table(header, table_rows)] if table_rows else []
     return lines
 
 
 def run_table(groups):
     """What the runs cost, and the held-out score at their start and end."""
     header = ["task", "method", "n", "start", "end", "env steps", "wall minutes", "peak memory GiB"]
-    rows = []
-    for task, method, runs in flat(groups):
-        ends = [spread(column, 2) for column in zip(*(run.ends(run.metric) for run in runs))]
-        steps = spread([max(run.scalars[run.metric]) for run in runs], 0)
-        wall, memory = [run.wall / 60 for run in runs], [peak_memory(run) for run in runs]
-        rows.append([task, method, len(runs), *ends, steps, spread(wall), spread(memory, 2)])
-    return table(header, rows)
+    columns = [("env_steps", 1, 0), ("wall_seconds", 1 / 60, 1), ("peak_memory_gb", 1, 2)]
+    lines = []
+    for task, method, rows in flat(groups):
+        cells = [spread([number(row, name) * factor for row in rows], decimals) for name, factor, decimals in columns]
+        lines.append([task, method, len(rows), *(spread(side, 2) for side in ends(rows)), *cells])
+    return table(header, lines)
 
 
 def pair_table(groups):
-    """Every pair of methods of a task."""
-    rows = []
+    """Every pair of methods of a task with the same settings."""
+    lines = []
     for task, methods in groups.items():
-        final = {method: [run.ends(run.metric)[1] for run in runs] for method, runs in methods.items()}
-        for (a, x), (b, y) in itertools.combinations(final.items(), 2):
-            row = [task, a, b, f"{len(x)}, {len(y)}"]
-            for statistic in (difference, improvement):
-                row += [f"{statistic(x, y):.2f}", interval(*bootstrap(statistic, x, y))]
-            rows.append(row)
-    return table(["task", "A", "B", "n", "end of A - B", "95%", "P(A > B)", "95%"], rows)
+        for (a, x), (b, y) in itertools.combinations(methods.items(), 2):
+            if flags(x[0]) == flags(y[0]):
+                final = ends(x)[1], ends(y)[1]
+                lines.append([task, a, b, f"{len(x)}, {len(y)}"])
+                for statistic in (difference, improvement):
+                    lines[-1] += [f"{statistic(*final):.2f}", interval(*bootstrap(statistic, *final))]
+    return table(["task", "A", "B", "n", "end of A - B", "95%", "P(A > B)", "95%"], lines)
 
 
 def level_table(groups):
     """Env steps to reach fixed scores, mean ± sd over the seeds that do."""
-    rows = []
-    for task, method, runs in flat(groups):
-        rows.append([task, method])
+    lines = []
+    for task, method, rows in flat(groups):
+        lines.append([task, method])
         for level in LEVELS:
-            steps = np.array([steps_to(*run.curve("eval/score"), level) for run in runs])
-            rows[-1].append(f"{spread(steps, 0)} ({(~np.isnan(steps)).sum()}/{len(runs)})")
-    return table(["task", "method", *(f"score {level}" for level in LEVELS)], rows)
+            steps = np.array([steps_to(*curve(row), level) for row in rows])
+            lines[-1].append(f"{spread(steps, 0)} ({(~np.isnan(steps)).sum()}/{len(rows)})")
+    return table(["task", "method", *(f"score {level}" for level in LEVELS)], lines)
 
 
 def noise_table(groups):
-    """How large gradients and advantages are and how much they vary from one iteration to the next within a run."""
-    names, rows = ("losses/grad_norm", "losses/advantage_variance"), []
-    for task, method, runs in flat(groups):
-        for tag in sorted({x for run in runs for x in run.scalars if x.startswith(names) and "/agent_" not in x}):
-            values = [run.curve(tag)[1] for run in runs if tag in run.scalars]
-            cells = [spread([f(x) for x in values], 3) for f in (np.mean, np.var, lambda x: np.std(x) / np.mean(x))]
-            rows.append([task, method, tag, *cells])
-    return table(["task", "method", "scalar", "mean", "variance", "sd / mean"], rows)
+    """How large gradients and advantages are, how much they vary from one iteration to the next within a run, and how
+    much of the returns the critic explains."""
+    lines = []
+    for task, method, rows in flat(groups):
+        for tag in NOISE:
+            values = [[number(row, f"{moment}/{tag}") for row in rows] for moment in ("mean", "variance")]
+            if not np.isnan(values).all():
+                lines.append([task, method, tag, *(spread(column, 3) for column in values)])
+    return table(["task", "method", "scalar", "mean", "variance over iterations"], lines)
 
 
 def tables(groups):
@@ -296,9 +318,9 @@ def tables(groups):
     text = [
         ("Methods and tasks", "Held-out, untrained team → trained team, mean ± sd over n seeds.", paper_table),
         ("Runs", "Held-out score (% of the largest reward).", run_table),
-        ("Pairs of methods", "Score at the end.", pair_table),
+        ("Pairs of methods", "Score at the end, methods with the same settings.", pair_table),
         ("Sample efficiency", "Env steps to a held-out score (seeds that reach it / seeds).", level_table),
-        ("Variance", "Over the iterations of a run, mean ± sd over seeds.", noise_table),
+        ("Variance", "Mean and variance over the iterations of a run; of them, mean ± sd over seeds.", noise_table),
     ]
     lines = ["Written by `python plot.py`; its first lines say how each figure is defined."]
     for title, caption, make in text:
@@ -331,13 +353,27 @@ def csv_row(run):
         "response_tokens": round(float((rate * sum(seconds)).sum())) if len(rate) else 0,
         "peak_memory_gb": round(peak_memory(run), 3),
     }
+    row["curve"] = json.dumps(
+        [[step, round(value, 3)] for step, value in zip(*(x.tolist() for x in run.curve(run.metric)))]
+    )
+    for tag in NOISE:
+        values = run.curve(tag)[1]
+        values = values[~np.isnan(values)]
+        if len(values):
+            row |= {f"mean/{tag}": values.mean(), f"variance/{tag}": values.var()}
     tags = sorted(tag for tag in run.scalars if tag.startswith("eval/") and "/turn_" not in tag)
     return row | {f"{side}/{tag[5:]}": run.ends(tag)[k] for k, side in enumerate(("start", "end")) for tag in tags}
 
 
+def read_csv(path):
+    """Rows of runs.csv; none if there is no such file."""
+    csv.field_size_limit(2**30)
+    return list(csv.DictReader(path.open())) if path.exists() else []
+
+
 def write_csv(runs, path):
     """Replace the rows of these runs; rows of runs that are not here any more stay."""
-    rows = {row["run"]: row for row in csv.DictReader(path.open())} if path.exists() else {}
+    rows = {row["run"]: row for row in read_csv(path)}
     rows = {name: row for name, row in rows.items() if name not in {run.path.name for run in runs}}
     rows |= {run.path.name: csv_row(run) for run in runs if run.finished}
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
@@ -352,20 +388,24 @@ def write_csv(runs, path):
 # ================================================== pictures ==================================================
 def draw_curves(groups, path):
     """One panel for each task; mean over seeds and its 95% interval."""
-    names = list(dict.fromkeys(name for methods in groups.values() for name in methods))
+    shown = {}
+    for task, methods in groups.items():
+        settings = {name: flags(rows[0]).count("=") for name, rows in methods.items()}
+        shown[task] = {name: methods[name] for name, n in settings.items() if n == min(settings.values())}
+    names = list(dict.fromkeys(name for methods in shown.values() for name in methods))
     colours = {name: matplotlib.colormaps["tab10"](k % 10) for k, name in enumerate(names)}
-    columns = min(3, len(groups))
-    rows = -(-len(groups) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns + 0.6, 2.8 * rows + 0.6), squeeze=False)
-    for axis, (task, methods) in itertools.zip_longest(axes.flat, groups.items(), fillvalue=("", {})):
+    columns = min(3, len(shown))
+    height = -(-len(shown) // columns)
+    figure, axes = plt.subplots(height, columns, figsize=(3.6 * columns + 0.6, 2.8 * height + 0.6), squeeze=False)
+    for axis, (task, methods) in itertools.zip_longest(axes.flat, shown.items(), fillvalue=("", {})):
         if not methods:
             axis.axis("off")
             continue
-        for name, runs in methods.items():
-            x, mean, low, high = mean_curve([run.curve(run.metric) for run in runs])
-            axis.plot(x, mean, color=colours[name], label=f"{name}, n = {len(runs)}", linewidth=1.8)
+        for name, rows in methods.items():
+            x, mean, low, high = mean_curve([curve(row) for row in rows])
+            axis.plot(x, mean, color=colours[name], label=f"{name}, n = {len(rows)}", linewidth=1.8)
             axis.fill_between(x, low, high, color=colours[name], alpha=0.2, linewidth=0)
-        axis.set(title=task, xlabel="env steps", ylabel=next(iter(methods.values()))[0].metric)
+        axis.set(title=task, xlabel="env steps", ylabel="held-out score, % of the largest reward")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="best")
     save(figure, path)
@@ -450,11 +490,11 @@ def main(args):
     for run in runs:
         if not run.finished:
             print(f"left out, not finished: {run.path}")
-    groups = group([run for run in runs if run.finished])
+    groups = group(read_csv(args.results / "runs.csv"))
     if not groups:
         raise SystemExit(f"--runs {args.runs}: no finished run is in there")
-    draw_curves(groups, args.results / "learning_curves.png")
     (args.results / "tables.md").write_text(tables(groups))
+    draw_curves(groups, args.results / "learning_curves.png")
     print(f"written: {args.results}/learning_curves.png and {args.results}/tables.md")
 
 

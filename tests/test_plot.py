@@ -95,7 +95,7 @@ def test_runs_are_pooled_over_seeds_and_nothing_else(tmp_path):
     for k, changes in enumerate([{}, same, *others]):
         make_run(tmp_path, f"run{k}", **changes)
     make_run(tmp_path, "dc", "collm_dc")
-    groups = plot.group(plot.read_runs(tmp_path))
+    groups = plot.group([plot.csv_row(run) for run in plot.read_runs(tmp_path)])
     sizes = {name: len(runs) for name, runs in groups["coding"].items()}
     mine = [name for name in sizes if name.startswith("mine (")]  # not a script of this folder: all its arguments show
     assert len(mine) == 1
@@ -181,7 +181,7 @@ def test_tables_curves_and_rows(tmp_path, capsys, monkeypatch):
     assert "| coding | CoLLM-CC | 2 | 25.00 ± 7.07 | 85.00 ± 7.07 | 4005 ± 7 |" in text
     assert "| coding | CoLLM-CC | CoLLM-DC | 2, 2 | 15.00 | " in text
     assert "| 0.88 | " in text  # P(A > B): three pairs and a tie of four
-    assert "| coding | CoLLM-DC | 2300 ± 990 (2/2) | 3200 (1/2) | - (0/2) | - (0/2) |" in text
+    assert "| coding | CoLLM-DC | 2300 ± 990 (2/2) | 3200 ± 1131 (2/2) | 3200 (1/2) | 4000 (1/2) | - (0/2) |" in text
     assert "| coding | CoLLM-CC | losses/grad_norm | 2.000 ± 0.000 |" in text
     assert (results / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
     rows = {row["run"]: row for row in csv.DictReader((results / "runs.csv").open())}
@@ -191,6 +191,30 @@ def test_tables_curves_and_rows(tmp_path, capsys, monkeypatch):
     assert (float(row["start/score"]), float(row["end/score"]), row["env_steps"]) == (20, 80, "4000")
     assert (row["response_tokens"], row["peak_memory_gb"]) == ("500", "2.0")
     assert "start/score/turn_0" not in row
+    assert json.loads(row["curve"]) == [[0, 20.0], [4000, 80.0]]
+
+
+def test_tables_and_curves_come_from_the_committed_rows_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(plot, "NOT_A_SETTING", (*plot.NOT_A_SETTING, "total_env_steps"))
+    make_run(tmp_path / "runs", "cc1", scores=((0, 20.0), (128, 40.0), (4000, 80.0)), total_env_steps=4000)
+    make_run(tmp_path / "runs", "short", num_turns=1, total_env_steps=128)
+    plot.main(plot.Args(runs=tmp_path / "runs", results=tmp_path))
+    text = (tmp_path / "tables.md").read_text()
+    assert "| coding | CoLLM-CC | losses/grad_norm | 3.000 | 1.000 |" in text  # of 2 and 4
+    assert "CoLLM-CC (num_turns=1) | 1 |" in text and "(num_turns=1) | CoLLM" not in text  # no pair of unlike settings
+    plot.main(plot.Args(runs=tmp_path / "none", results=tmp_path))
+    assert (tmp_path / "tables.md").read_text() == text
+
+
+def test_curves_show_the_runs_with_the_fewest_settings(tmp_path, monkeypatch):
+    for name, changes in {"a": {}, "b": {"num_agents": 1}, "c": {"num_turns": 1}}.items():
+        make_run(tmp_path, name, **changes)
+    drawn = []
+    monkeypatch.setattr(
+        plot, "mean_curve", lambda curves: drawn.append(len(curves)) or (*curves[0], *curves[0])[:1] * 4
+    )
+    plot.draw_curves(plot.group([plot.csv_row(run) for run in plot.read_runs(tmp_path)]), tmp_path / "x.png")
+    assert drawn == [1, 1]
 
 
 def test_rows_of_runs_that_are_gone_stay(tmp_path):
