@@ -53,7 +53,7 @@ class Args:
     """what a game tells after a turn: position, score or perfect; the task's own by default"""
     sparse: float = 0.0
     """pay the task's largest reward for a score of this many % or more, nothing for less; 0: the task's own rewards"""
-    total_env_steps: int = 3200
+    total_env_steps: int = 2048
     """joint actions to train for"""
     num_envs: int | None = None
     """episodes rolled out in parallel for each iteration (B); the task's own by default"""
@@ -71,7 +71,7 @@ class Args:
     """lambda of generalised advantage estimation over turns; 0 is the paper's one-step TD error"""
     actor_lr: float = 3e-4
     """learning rate of the agents"""
-    critic_lr: float = 3e-4
+    critic_lr: float = 1e-3
     """learning rate of the critic"""
     vf_coef: float = 0.6
     """coefficient of the value loss"""

@@ -1,4 +1,4 @@
-"""Builds models/tiny from nothing: tokenizer, scripted demonstrations, a 1.1M-parameter Llama and its card.
+"""Builds models/tiny from nothing: tokenizer, scripted demonstrations, a 1.4M-parameter Llama and its card.
 
     python models/tiny/pretrain.py            # train, save beside this file, measure
     python models/tiny/pretrain.py --report   # only measure what is there
@@ -425,14 +425,15 @@ def generate(model, tokenizer, chats, max_new_tokens):
     return answers, ended / len(chats)
 
 
-def report(out, repeats=2):
-    """Metrics of teams that sample at temperature 1 on held-out items, token counts, and each role's answers."""
+def report(out, episodes=512):
+    """Metrics of teams that sample at temperature 1 on held-out items, at least so many episodes of each task, token
+    counts, and each role's answers."""
     torch.manual_seed(4)
     tokenizer, model = AutoTokenizer.from_pretrained(out), AutoModelForCausalLM.from_pretrained(out).eval()
     measured = {}
     for name in WRITERS:
         task, tokens, first, ends = envs.make(name), {}, [], []
-        items = [item for item in task.eval for _ in range(repeats)]
+        items = [item for item in task.eval for _ in range(-(-episodes // len(task.eval)))]
         chats = [[[{"role": "user", "content": text}] for text in task.observe(item)] for item in items]
         live, rewards, infos = list(range(len(items))), [0.0] * len(items), [{}] * len(items)
         for turn in range(task.num_turns):
@@ -457,6 +458,7 @@ def report(out, repeats=2):
             for i in (0, 1)
         }
         found |= report_coding(task, first) if name == "coding" else {}
+        found["episodes"] = len(items)
         measured[name] = {k: round(v, 3) if isinstance(v, float) else v for k, v in found.items()}
         measured[name]["tokens (mean, max)"] = {k: (round(sum(v) / len(v), 1), max(v)) for k, v in tokens.items()}
         print(name, json.dumps(measured[name], indent=1), flush=True)
