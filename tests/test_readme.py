@@ -10,6 +10,7 @@ import collm_cc
 import collm_dc
 import envs
 import mc_baseline
+import plot
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -82,3 +83,13 @@ def test_table_of_tasks(name):
     task = envs.make(name)
     (row,) = re.findall(rf"^\| `{name}` \|.*", README, re.MULTILINE)
     assert f"| {task.num_turns}" in row and f"{len(task.train)} + {len(task.eval)} " in row
+
+
+def test_results_are_those_of_the_committed_rows():
+    tables = (ROOT / "results/tables.md").read_text()
+    assert tables == plot.tables(plot.group(plot.read_csv(ROOT / "results/runs.csv")))
+    shown = README.split("## Results")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (?:tldr|arxiv|coding|strbuild|housebuild) \|.*", shown, re.MULTILINE)
+    assert len(rows) >= 15
+    for row in rows:
+        assert row in tables, row
