@@ -1304,7 +1304,10 @@ class _Sandbox:
         """Ends the program with all that it started; returns when nothing of it is left."""
         if self.sock:
             control, sock, self.control, self.sock = self.control, self.sock, None, None
-            with sock, contextlib.suppress(OSError):  # closed last: an end of file would wake the program before its end
+            with (
+                sock,
+                contextlib.suppress(OSError),
+            ):  # closed last: an end of file would wake the program before its end
                 control.sendall(b"-")
                 self.control = control if control.recv(1) else None
             if self.control is None:
