@@ -57,7 +57,6 @@ def command_line(args_class, main):
     import_module("transformers").utils.logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # no line for each retry without a network
     import_module("torch").backends.cuda.matmul.allow_tf32 = True
-    gc.freeze()  # what the imports made stays: no collection looks at it again
     try:
         main(parse_args(args_class))
     except (UserError, FloatingPointError, OSError) as error:
@@ -1304,10 +1303,7 @@ class _Sandbox:
         """Ends the program with all that it started; returns when nothing of it is left."""
         if self.sock:
             control, sock, self.control, self.sock = self.control, self.sock, None, None
-            with (
-                sock,
-                contextlib.suppress(OSError),
-            ):  # closed last: an end of file would wake the program before its end
+            with sock, contextlib.suppress(OSError):  # closed last: an end of file would wake the program
                 control.sendall(b"-")
                 self.control = control if control.recv(1) else None
             if self.control is None:
