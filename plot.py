@@ -405,7 +405,7 @@ def draw_curves(groups, path):
             x, mean, low, high = mean_curve([curve(row) for row in rows])
             axis.plot(x, mean, color=colours[name], label=f"{name}, n = {len(rows)}", linewidth=1.8)
             axis.fill_between(x, low, high, color=colours[name], alpha=0.2, linewidth=0)
-        axis.set(title=task, xlabel="env steps", ylabel="held-out score, % of the largest reward")
+        axis.set(title=task, xlabel="env steps", ylabel="held-out score, %")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="best")
     save(figure, path)
