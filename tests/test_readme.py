@@ -83,6 +83,8 @@ def test_table_of_tasks(name):
     task = envs.make(name)
     (row,) = re.findall(rf"^\| `{name}` \|.*", README, re.MULTILINE)
     assert f"| {task.num_turns}" in row and f"{len(task.train)} + {len(task.eval)} " in row
+    assert task.num_envs == (16 if name.endswith("build") else 64)  # as the text below the table has it
+    assert task.max_new_tokens == {"arxiv": 384, "coding": 96}.get(name, 128)
 
 
 def test_results_are_those_of_the_committed_rows():
