@@ -270,8 +270,8 @@ def measure(spec, python=sys.executable):
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    command = [python, str(Path(__file__).resolve()), "worker", json.dumps(spec)]
-    run = subprocess.run(command, env=env, capture_output=True, text=True)
+    command = [python, str(Path(__file__).resolve()), "worker"]
+    run = subprocess.run(command, input=json.dumps(spec), env=env, capture_output=True, text=True)
     if run.returncode:
         raise SystemExit(f"{spec['side']} {spec['script']}: it failed:\n{run.stderr[-3000:]}")
     return json.loads(run.stdout.splitlines()[-1])
@@ -372,7 +372,7 @@ def main(args):
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["worker"]:
-        request = json.loads(sys.argv[2])
+        request = json.load(sys.stdin)
         random.seed(0)
         import_module("torch").manual_seed(0)
         import_module("torch").set_num_threads(request["threads"])
