@@ -152,7 +152,7 @@ def test_a_worker_takes_more_than_an_argument_holds(tmp_path):
     spec = {
         "side": "ours", "script": "collm_dc", "agents": 1, "turns": 1, "episodes": 1, "iterations": 1, "threads": 1,
         "model": benchmark_speed.copy_model(ROOT / "models/tiny", tmp_path / "model"), "max_new_tokens": 2,
-        "prompts": [["say it"]] + [["never played " * 20000]],
+        "prompts": [["say it"], ["never played " * 20000]],
     }  # fmt: skip
     spec["prompts"][1] = [*spec["prompts"][0], *spec["prompts"][1]]  # an agent that is not there reads it
     assert benchmark_speed.measure(spec)["tokens"] == 2
