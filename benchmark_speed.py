@@ -8,8 +8,9 @@ CoMLRL makes one for each turn of it, and CC steps its critic once for each agen
 own, ours and the peer's in turn. Memory is resident and includes all imports.
 
 Utilisation: floating-point operations that the update needs (6 x parameters x tokens, 6 x layers x width x S^2 for
-causal attention, LM head at response positions only; embeddings and padding not counted) in its time, over the rate of
-a large matrix product. Padding: share of the tokens computed in prefill and update, default arguments.
+causal attention, LM head at response positions only; an o_0 counts once for all its episodes, embeddings and padding
+do not count) in its time, over the rate of a large matrix product. Padding: share of the tokens computed in prefill and
+update, default arguments.
 """
 
 import json
@@ -81,15 +82,27 @@ def reward(first, second=""):
     return -abs(len(second) / max(len(first), 1) - 2.0)
 
 
-def needed_flops(model, lengths, responses):
-    """Floating-point operations of one forward and backward of sequences; responses: tokens that need an LM head."""
+def needed_spans(tokens, turns):
+    """(start, end) of all that has to be computed of histories: an o_0, less its last token, once; the rest of each."""
+    starts = [t.index(0) - 1 for t in turns]
+    shared = {tuple(x[:start]) for x, start in zip(tokens, starts)}
+    return [(0, len(x)) for x in shared] + [(start, len(x)) for x, start in zip(tokens, starts)]
+
+
+def needed_flops(model, spans, responses):
+    """Floating-point operations of one forward and backward of spans (start, end) of sequences, each of which reads its
+    sequence from 0 on; responses: tokens that need an LM head."""
     config = model.config.get_text_config()
     body = sum(p.numel() for p in model.parameters()) - model.get_input_embeddings().weight.numel()
     head = model.get_output_embeddings() if responses else None
     if head is not None and head.weight is not model.get_input_embeddings().weight:
         body -= head.weight.numel()
-    attention = 6 * config.num_hidden_layers * config.hidden_size * sum(n * n for n in lengths)
-    return 6 * body * sum(lengths) + attention + 6 * config.vocab_size * config.hidden_size * responses
+    attention = 6 * config.num_hidden_layers * config.hidden_size * sum(end**2 - start**2 for start, end in spans)
+    return (
+        6 * body * sum(end - start for start, end in spans)
+        + attention
+        + 6 * config.vocab_size * config.hidden_size * responses
+    )
 
 
 def matmul_rate(n=2048):
@@ -123,10 +136,16 @@ def ours(spec):
     def count(_, inputs, named):
         ids = inputs[0] if inputs else named["input_ids"]
         tokens["computed"] += ids.numel()
-        if named.get("attention_mask") is not None:  # of a rollout; an update has none, its lengths are added below
-            tokens["real"] += int(named["attention_mask"][:, -ids.shape[1] :].sum())
+        mask = named.get("attention_mask")
+        if mask is not None and mask.ndim == 2:  # of a rollout; what is real in an update is added below
+            tokens["real"] += int(mask[:, -ids.shape[1] :].sum())
+
+    def pack(histories, turns, model, packed=envs.pack):
+        tokens["real"] += sum(end - start for start, end in needed_spans(histories, turns))
+        return packed(histories, turns, model)
 
     if spec.get("task"):
+        envs.pack = pack
         for model in [agent.model for agent in agents] + [critic.body for critic in critics]:
             model.register_forward_pre_hook(count, with_kwargs=True)
     else:
@@ -146,14 +165,14 @@ def ours(spec):
         out["update"].append(time.perf_counter() - middle)
         out["steps"] += sum(len(e.rewards) for e in episodes)
         for i, agent in enumerate(agents):
-            lengths, responses = [len(e.tokens[i]) for e in episodes], sum(t >= 0 for e in episodes for t in e.turns[i])
+            spans = needed_spans([e.tokens[i] for e in episodes], [e.turns[i] for e in episodes])
+            responses = sum(t >= 0 for e in episodes for t in e.turns[i])
             out["tokens"] += responses
-            tokens["real"] += sum(lengths)
-            out["flops"] += needed_flops(agent.model, lengths, responses)
+            out["flops"] += needed_flops(agent.model, spans, responses)
         for critic in critics:
             lengths = [len(critic.encode(e)[0]) for e in episodes]
             tokens["real"] += sum(lengths)
-            out["flops"] += needed_flops(critic.body, lengths, 0)
+            out["flops"] += needed_flops(critic.body, [(0, n) for n in lengths], 0)
     padding = 1 - tokens["real"] / tokens["computed"] if spec.get("task") else None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / GIB  # before the matrix product adds to it
     return out | {"padding": padding, "memory": peak, "utilisation": out["flops"] / sum(out["update"]) / matmul_rate()}

@@ -268,14 +268,13 @@ def logprobs(agent, tokens, turns, num_turns: int, temperature: float) -> torch.
     """log pi(a_t | h_t) of all turns of b episodes, from one forward: (T, b), 0 where an episode has no turn t. Of a
     response it is the sum over its tokens, the EOS that ends it included, at the temperature of the sampling.
     tokens: b histories; turns: for each of their tokens the turn of the response it belongs to, or -1."""
-    ids = pad_sequence([torch.tensor(x) for x in tokens], batch_first=True).to(agent.model.device)  # (b, S)
-    turns = pad_sequence([torch.tensor(x) for x in turns], batch_first=True, padding_value=-1).to(ids.device)  # (b, S)
-    actions, turns = ids.roll(-1, 1), turns.roll(-1, 1)  # (b, S), of the next token; no history starts with a response
-    acts = turns >= 0  # (b, S)
-    # Causal attention alone keeps the padding out: no mask. A boolean logits_to_keep: logits exist at acts only
-    logits = agent.model(ids, use_cache=False, logits_to_keep=acts).logits.to(agent.model.dtype)  # (n, V)
+    ids, turns, episodes, shared = envs.pack(tokens, turns, agent.model)  # (p, S): a row for each o_0, {}: no mask
+    actions, turns = ids.roll(-1, 1), turns.roll(-1, 1)  # (p, S), of the next token; no row starts with a response
+    acts = turns >= 0  # (p, S)
+    # A boolean logits_to_keep: logits exist at acts only, (n, V)
+    logits = agent.model(ids, use_cache=False, logits_to_keep=acts, **shared).logits.to(agent.model.dtype)
     logp = -F.cross_entropy(logits / temperature, actions[acts], reduction="none")  # (n,)
-    return logp.new_zeros(num_turns, len(ids)).index_put((turns[acts], acts.nonzero()[:, 0]), logp, accumulate=True)
+    return logp.new_zeros(num_turns, len(tokens)).index_put((turns[acts], episodes[acts]), logp, accumulate=True)
 
 
 # ==================================================== rollout ====================================================

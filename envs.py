@@ -86,17 +86,8 @@ def parse_args(args_class, argv=None):
     if args.num_envs is None:
         args.num_envs = TASKS.get(args.task, Task).num_envs
     numbers = {k: v for k, v in asdict(args).items() if type(v) in (int, float) and k != "reward_shift"}
-    at_least_0 = (
-        "seed",
-        "vf_coef",
-        "gamma",
-        "gae_lambda",
-        "eval_every",
-        "save_every",
-        "kl_coef",
-        "lora_rank",
-        "sparse",
-    )
+    coefficients = {"vf_coef", "gamma", "gae_lambda", "kl_coef"}
+    at_least_0 = coefficients | {"seed", "eval_every", "save_every", "lora_rank", "sparse"}
     group, kind = getattr(args, "num_generations", 1), getattr(args, "baseline", "none")
     steps = args.num_minibatches * group * world_size() or 1
     for name, is_good, allowed in [
@@ -108,11 +99,7 @@ def parse_args(args_class, argv=None):
         ("num_generations", group > 1 or kind == "none", f"at least 2 with --baseline {kind}"),
         ("num_envs", args.num_envs % steps == 0, f"divisible by {steps} (minibatches x episodes of an item x ranks)"),
         ("device", is_device(args.device), "auto, cpu, cuda, cuda:1 or the like, and one that is here"),
-        (
-            "agent_devices",
-            all(map(is_device, args.agent_devices)),
-            "devices that are here: cpu, cuda:0, cuda:1 or the like",
-        ),
+        ("agent_devices", all(map(is_device, args.agent_devices)), "devices that are here: cpu, cuda:0 or the like"),
         ("agent_devices", world_size() == 1 or not args.agent_devices, "left out with several ranks"),
         ("eval_episodes", args.eval_episodes % (args.eval_samples or 1) == 0, "divisible by --eval-samples"),
     ]:
@@ -280,9 +267,7 @@ def gather(items):
 
 
 # Models
-_FROZEN = (
-    weakref.WeakValueDictionary()
-)  # (model's name, type, device, parameter) -> the frozen weight, while it is used
+_FROZEN = weakref.WeakValueDictionary()  # (model, type, device, parameter) -> the frozen weight, while it is used
 
 
 def load_model(auto_class, name, args, device):
@@ -340,16 +325,40 @@ def max_length(model):
     return min(getattr(config, name, None) or math.inf for name in ("max_position_embeddings", "sliding_window"))
 
 
-def microbatches(lengths: list[int], budget: int):
-    """Lists of rows of like length: at most `budget` tokens, one tenth of them padding (but one row at least)."""
-    rows = []
-    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        size = (len(rows) + 1) * lengths[row]
-        if rows and (size > budget or sum(lengths[k] for k in [*rows, row]) < 0.9 * size):
-            yield rows
-            rows = []
-        rows.append(row)
-    yield rows
+def microbatches(lengths: list[int], budget: int, group: int = 1):
+    """Lists of rows of like length: at most `budget` tokens, one tenth of them padding (but one row at least). `group`
+    consecutive rows, which may share a beginning, stay together where all such groups keep to the budget."""
+    units = [range(k, k + group) for k in range(0, len(lengths), group)]
+    sizes = [sum(lengths[k] for k in unit) for unit in units]
+    if group > 1 and max(sizes) > budget:
+        units, sizes = [[k] for k in range(len(lengths))], lengths
+    chosen = []
+    for unit in sorted(range(len(units)), key=sizes.__getitem__):
+        size = (len(chosen) + 1) * sizes[unit]
+        if chosen and (size > budget or sum(sizes[k] for k in [*chosen, unit]) < 0.9 * size):
+            yield [row for k in chosen for row in units[k]]
+            chosen = []
+        chosen.append(unit)
+    yield [row for k in chosen for row in units[k]]
+
+
+def pack(tokens: list[list[int]], turns: list[list[int]], model):
+    """b histories in p rows, one for each o_0: it, but for its last token, then the rest of each that begins with it.
+    ids, turns (as given), episodes (-1: of all in its row), each (p, S); and what the model has to know of sharing."""
+    torch, rows = import_module("torch"), {}
+    for k, (x, t) in enumerate(zip(tokens, turns, strict=True)):
+        start = t.index(0) - 1  # its last token predicts the first of every response
+        row = rows.setdefault(tuple(x[:start]), [(token, -1, -1, s) for s, token in enumerate(x[:start])])
+        row += [(x[s], t[s], k, s) for s in range(start, len(x))]
+    rows = [torch.tensor(row) for row in rows.values()]
+    rows = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1).to(model.device)  # (p, S, 4)
+    ids, turns, episodes, positions = rows.unbind(-1)
+    ids, positions = ids.clamp(min=0), positions.clamp(min=0)
+    if len(ids) == len(tokens):  # causal attention alone keeps the padding out
+        return ids, turns, episodes, {}
+    seen = ((episodes[:, None] == episodes[:, :, None]) | (episodes[:, None] < 0)).tril()  # (p, S, S), of [query, key]
+    mask = torch.zeros(seen.shape, dtype=model.dtype, device=model.device).masked_fill(~seen, -torch.inf)
+    return ids, turns, episodes, {"attention_mask": mask[:, None], "position_ids": positions}
 
 
 def each(act, agents, at_once):

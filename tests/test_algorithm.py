@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoTokenizer, MistralConfig, MistralForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import collm_cc
 import collm_dc
@@ -17,6 +18,16 @@ SCRIPTS = [collm_cc, collm_dc, mc_baseline]
 CPU = torch.device("cpu")
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+
+
+def in_float64(self, x, forward=LlamaRMSNorm.forward):
+    """LlamaRMSNorm computes in float32 whatever the model's dtype, which would hide all differences below 1e-7."""
+    if x.dtype != torch.float64:
+        return forward(self, x)
+    return self.weight * x * (x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
+
+
+LlamaRMSNorm.forward = in_float64
 
 
 class Words(envs.Task):
@@ -198,6 +209,27 @@ def test_logprobs_equal_a_naive_loop(model, other_model):
             ended += e.tokens[0][end - 1] in agents[0].eos
         assert (batch[len(e.rewards) :, k] == 0).all()
     assert ended > 0 or model == "other"
+
+
+@pytest.mark.parametrize("model", ["models/tiny", "other"])
+def test_histories_that_share_a_row_equal_a_row_for_each(model, other_model):
+    """Log-probs and gradients, with few tokens computed: o_0, less its last token, once, and the rest of each."""
+    agent = collm_cc.Agent(other_model if model == "other" else model, make_args(collm_cc), CPU)
+    _, episodes = play(collm_cc, [agent], make_args(collm_cc))
+    tokens, turns = [e.tokens[0] for e in episodes], [e.turns[0] for e in episodes]
+    starts = [t.index(0) - 1 for t in turns]
+    weights = torch.randn(3, len(tokens), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    apart = torch.cat([collm_cc.logprobs(agent, [x], [t], 3, 0.8) for x, t in zip(tokens, turns, strict=True)], 1)
+    expected = torch.autograd.grad((apart * weights).sum(), list(agent.model.parameters()), allow_unused=True)
+    computed = []
+    agent.model.register_forward_pre_hook(lambda _, inputs: computed.append(inputs[0]))
+    together = collm_cc.logprobs(agent, tokens, turns, 3, 0.8)
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-10)
+    grads = torch.autograd.grad((together * weights).sum(), list(agent.model.parameters()), allow_unused=True)
+    torch.testing.assert_close(grads, expected, rtol=0, atol=1e-9)
+    (ids,) = computed
+    rows = [sum(len(tokens[k]) for k in (2 * p, 2 * p + 1)) - starts[2 * p] for p in range(6)]
+    assert ids.shape == (6, max(rows))  # two episodes of each item
 
 
 def test_the_last_token_and_the_eos_are_trained_even_if_eos_is_pad(other_model):
@@ -416,6 +448,12 @@ def test_microbatches_hold_every_row_once_within_the_budget():
     assert max(padding) <= 0.1
     assert len(groups) == 6  # 5 5 | 7 7 | 12 | 40 41 | 90 | 300: 3 x 7 and 3 x 12 would hold too much padding
     assert [len(rows) for rows in envs.microbatches([40] * 5, 100)] == [2, 2, 1]
+    # Groups of two stay together if every group keeps to the budget: 30 + 40 | 50 + 10 | 20 + 20
+    assert list(envs.microbatches([30, 40, 50, 10, 20, 20], 100, 2)) == [[4, 5], [2, 3], [0, 1]]
+    assert list(envs.microbatches([30, 40, 50, 10, 20, 20], 140, 2)) == [[4, 5], [2, 3, 0, 1]]
+    assert list(envs.microbatches([30, 40, 70, 10, 20, 20], 75, 2)) == list(
+        envs.microbatches([30, 40, 70, 10, 20, 20], 75)
+    )
 
 
 @pytest.mark.parametrize("critic_type", ["v", "q"])

@@ -116,9 +116,17 @@ def test_needed_flops_against_a_count_by_hand():
     d, ff, layers, vocab = config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.vocab_size
     weights = layers * (4 * d * d + 3 * d * ff + 2 * d) + d
     expected = 6 * weights * (5 + 7) + 6 * layers * d * (25 + 49) + 6 * vocab * d * 4
-    assert benchmark_speed.needed_flops(model, [5, 7], 4) == expected
+    assert benchmark_speed.needed_flops(model, [(0, 5), (0, 3), (3, 7)], 4) == expected
     body = AutoModel.from_pretrained(ROOT / "models/tiny")
-    assert benchmark_speed.needed_flops(body, [5, 7], 0) == expected - 6 * vocab * d * 4
+    assert benchmark_speed.needed_flops(body, [(0, 5), (0, 7)], 0) == expected - 6 * vocab * d * 4
+
+
+def test_needed_spans_count_what_histories_share_once():
+    tokens, turns = (
+        [[1, 2, 3, 8, 9], [1, 2, 3, 7], [4, 2, 3, 8]],
+        [[-1, -1, -1, 0, 0], [-1, -1, -1, 0], [-1, -1, -1, 0]],
+    )
+    assert sorted(benchmark_speed.needed_spans(tokens, turns)) == [(0, 2), (0, 2), (2, 4), (2, 4), (2, 5)]
 
 
 def test_copied_model_speaks_plain_text_and_never_ends(tmp_path):
