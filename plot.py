@@ -13,7 +13,7 @@ responses). Wall time: from the first to the last event of each event file, adde
 does not count and work done twice does. sd: with n - 1. Intervals: 95%, percentile bootstrap of the mean over seeds;
 with three seeds they are too narrow. P(A > B), the probability of improvement of Agarwal et al. (2021): the share of
 pairs of a seed of A and one of B in which A ends higher, a tie counting half. Steps to a level: the first crossing,
-linear between evaluations. Curves show, of each task, the runs with the fewest settings that are not the default.
+linear between evaluations. Curves and the first table show the runs with the fewest settings that are not the default.
 """
 
 import csv
@@ -33,15 +33,8 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.util.tensor_util import make_ndarray
 
 ROOT = Path(__file__).resolve().parent
-NOT_A_SETTING = (
-    "seed",
-    "run_name",
-    "resume",
-    "device",
-    "agent_devices",
-    "track",
-    "save_every",
-)  # do not change what is learned
+# What does not change what is learned
+NOT_A_SETTING = ("seed", "run_name", "resume", "device", "agent_devices", "track", "save_every")
 METHODS = {"collm_cc": "CoLLM-CC", "collm_dc": "CoLLM-DC", "mc_baseline": "MAGRPO"}
 ALONE = {"collm_cc": "AC (CC)", "collm_dc": "AC (DC)", "mc_baseline": "GRPO"}  # with --num-agents 1
 COST = [("time", "time s", 1, 2), ("tokens", "tokens", 1, 0)]  # metric, column, factor, decimals
@@ -145,10 +138,14 @@ def flags(row):
     return " ".join(f"{k}={' '.join(v) if isinstance(v, list) else v}" for k, v in sorted(named.items()))
 
 
+def alone(row):
+    """Whether it is a run of a single agent."""
+    return json.loads(row["settings"]).get("num_agents") == 1
+
+
 def label(row):
     """Name of the method, as in the paper's tables, and its settings."""
-    alone = json.loads(row["settings"]).get("num_agents", 2) == 1
-    name = (ALONE if alone else METHODS).get(row["script"], row["script"])
+    name = (ALONE if alone(row) else METHODS).get(row["script"], row["script"])
     return f"{name} ({flags(row)})" if flags(row) else name
 
 
@@ -242,26 +239,36 @@ def table(header, rows):
     return ["| " + " | ".join(map(str, row)) + " |" for row in [header, ["---"] * len(header), *rows]]
 
 
-def change(rows, metric, factor, decimals):
-    """start → end of a metric."""
-    sides = [[number(row, f"{side}/{metric}") * factor for row in rows] for side in ("start", "end")]
-    cells = [spread(values, decimals) for values in sides]
-    return "-" if cells[1] == "-" else " → ".join(cells)
+def plain(groups):
+    """Of each task, the methods whose runs have the fewest settings."""
+    shown = {}
+    for task, methods in groups.items():
+        settings = {name: flags(rows[0]).count("=") for name, rows in methods.items()}
+        shown[task] = {name: methods[name] for name, n in settings.items() if n == min(settings.values())}
+    return shown
 
 
 def paper_table(groups):
-    """The paper's Table 1: a row for each method, columns for each task; untrained team → trained team."""
-    lines = []
+    """The paper's Table 1: a row for each method, trained, and for what they start from; columns for each task."""
+    lines, groups = [], plain(groups)
     for family, tasks in FAMILIES.items():
         tasks = {task: [*COST, *columns] for task, columns in tasks.items() if task in groups}
-        methods = list(dict.fromkeys(method for task in tasks for method in groups[task]))
+        cells = {}  # (row of the table, start or end) -> task -> seed -> row of runs.csv
+        for task in tasks:
+            for method, rows in groups[task].items():
+                seeds = {row["seed"]: row for row in rows}
+                untrained = "untrained agent" if alone(rows[0]) else "untrained team"
+                cells.setdefault((untrained, "start"), {}).setdefault(task, {}).update(seeds)
+                cells.setdefault((method, "end"), {})[task] = seeds
         header = ["method", *(f"{t} {c[1]}" for t, cs in tasks.items() for c in [*cs, ("", "n")])]
         table_rows = []
-        for method in methods:
-            table_rows.append([method])
+        for name, side in sorted(cells, key=lambda cell: cell[1] == "end"):
+            table_rows.append([name])
             for task, columns in tasks.items():
-                rows = groups[task].get(method, [])
-                table_rows[-1] += [*(change(rows, metric, *how) for metric, _, *how in columns), len(rows)]
+                rows = cells[name, side].get(task, {}).values()
+                for metric, _, factor, decimals in columns:
+                    table_rows[-1].append(spread([number(row, f"{side}/{metric}") * factor for row in rows], decimals))
+                table_rows[-1].append(len(rows))
         lines += ["", f"### {family}", "", *table(header, table_rows)] if table_rows else []
     return lines
 
@@ -316,7 +323,7 @@ def noise_table(groups):
 def tables(groups):
     """The whole of tables.md."""
     text = [
-        ("Methods and tasks", "Held-out, untrained team → trained team, mean ± sd over n seeds.", paper_table),
+        ("Methods and tasks", "Held-out, mean ± sd over n seeds; a task's runs with the fewest settings.", paper_table),
         ("Runs", "Held-out score (% of the largest reward).", run_table),
         ("Pairs of methods", "Score at the end, methods with the same settings.", pair_table),
         ("Sample efficiency", "Env steps to a held-out score (seeds that reach it / seeds).", level_table),
@@ -387,10 +394,7 @@ def write_csv(runs, path):
 # ================================================== pictures ==================================================
 def draw_curves(groups, path):
     """One panel for each task; mean over seeds and its 95% interval."""
-    shown = {}
-    for task, methods in groups.items():
-        settings = {name: flags(rows[0]).count("=") for name, rows in methods.items()}
-        shown[task] = {name: methods[name] for name, n in settings.items() if n == min(settings.values())}
+    shown = plain(groups)
     names = list(dict.fromkeys(name for methods in shown.values() for name in methods))
     colours = {name: matplotlib.colormaps["tab10"](k % 10) for k, name in enumerate(names)}
     columns = min(3, len(shown))

@@ -172,12 +172,16 @@ def test_tables_curves_and_rows(tmp_path, capsys, monkeypatch):
     make_run(runs, "cc2", scores=((0, 30.0), (4010, 90.0)), seed=2, **default)
     make_run(runs, "dc1", "collm_dc", scores=((0, 20.0), (4000, 60.0)), **default)
     make_run(runs, "dc2", "collm_dc", scores=((0, 30.0), (4000, 80.0)), seed=2, **default)
+    make_run(runs, "alone", scores=((0, 10.0), (4000, 70.0)), num_agents=1, **default)
     make_run(runs, "open", scores=((0, 30.0), (64, 31.0)), **default)
     (runs / "cc1.log").write_text("+ abc1 python collm_cc.py --seed 1\nnoise\n+ abc2 python collm_cc.py --resume x\n")
     plot.main(plot.Args(runs=runs, results=results))
     assert "not finished" in capsys.readouterr().out
     text = (results / "tables.md").read_text()
-    assert "| CoLLM-CC | - | - | 25.0 ± 7.1 → 85.0 ± 7.1 | 25.0 ± 7.1 → 85.0 ± 7.1 | - | 2 |" in text
+    assert "| untrained team | - | - | 25.0 ± 7.1 | 25.0 ± 7.1 | - | 2 |" in text
+    assert "| untrained agent | - | - | 10.0 | 10.0 | - | 1 |" in text
+    assert "| AC (CC) | - | - | 70.0 | 70.0 | - | 1 |" in text
+    assert "| CoLLM-CC | - | - | 85.0 ± 7.1 | 85.0 ± 7.1 | - | 2 |" in text
     assert "| coding | CoLLM-CC | 2 | 25.00 ± 7.07 | 85.00 ± 7.07 | 4005 ± 7 |" in text
     assert "| coding | CoLLM-CC | CoLLM-DC | 2, 2 | 15.00 | " in text
     assert "| 0.88 | " in text  # P(A > B): three pairs and a tie of four
@@ -185,7 +189,7 @@ def test_tables_curves_and_rows(tmp_path, capsys, monkeypatch):
     assert "| coding | CoLLM-CC | losses/grad_norm | 2.000 ± 0.000 |" in text
     assert (results / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
     rows = {row["run"]: row for row in csv.DictReader((results / "runs.csv").open())}
-    assert set(rows) == {"cc1", "cc2", "dc1", "dc2"}
+    assert set(rows) == {"cc1", "cc2", "dc1", "dc2", "alone"}
     row = rows["cc1"]
     assert (row["commit"], row["command"]) == ("abc1 abc2", "python collm_cc.py --seed 1")
     assert (float(row["start/score"]), float(row["end/score"]), row["env_steps"]) == (20, 80, "4000")
