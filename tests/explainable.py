@@ -50,9 +50,7 @@ def main(args):
     print(f"{between_share(returns):.3f} of the variance of returns lies between items")
     later = [(e.rewards[0], gamma[: len(e.rewards) - 1] @ e.rewards[1:]) for x in sets for e in x if len(e.rewards) > 1]
     if later:
-        print(
-            f"{np.corrcoef(np.transpose(later))[0, 1] ** 2:.3f} of what follows a first turn is explained by its reward"
-        )
+        print(f"{np.corrcoef(np.transpose(later))[0, 1] ** 2:.3f} of what follows a first turn, its reward explains")
 
 
 if __name__ == "__main__":
