@@ -11,7 +11,7 @@ one GPU:  python collm_dc.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct --actor-lr
 GPUs:     torchrun --nproc-per-node=8 collm_dc.py with the same flags: each iteration's episodes are split over them
 """
 # Shapes: B episodes (K of each item in MC), N agents, T turns, S tokens of a sequence, R tokens of a response,
-# V vocabulary, D width, b rows of a microbatch, n response tokens in it, k rows that are still being decoded.
+# V vocabulary, D width, b episodes of a microbatch, p distinct o_0 and n response tokens in it, k rows being decoded.
 
 import time
 from contextlib import nullcontext
@@ -42,7 +42,7 @@ class Args:
     task: str = "coding"
     """one of envs.TASKS"""
     dataset: str | None = None
-    """items instead of the embedded ones: a JSONL file, `humaneval` (coding), or a Hub id"""
+    """items instead of the embedded ones: a JSON or JSONL file, `humaneval` (coding), or a Hub id"""
     model: list[str] = field(default_factory=lambda: ["models/tiny"])
     """Hub id or folder of a causal LM: one for all agents, or one for each"""
     num_agents: int = 2
@@ -60,7 +60,7 @@ class Args:
     num_minibatches: int = 1
     """gradient steps per iteration, each on num_envs / num_minibatches whole episodes; 1: strictly on policy"""
     microbatch_tokens: int = 2048
-    """tokens, padding included, of one forward/backward in the update: bounds memory, changes no result"""
+    """tokens, padding included, of one forward/backward in the update: bounds memory, changes only rounding"""
     max_new_tokens: int | None = None
     """longest response (R); the task's own by default"""
     temperature: float = 1.0
@@ -74,7 +74,7 @@ class Args:
     critic_lr: float = 1e-3
     """learning rate of the critic"""
     vf_coef: float = 0.6
-    """coefficient of the value loss"""
+    """coefficient of the value loss: it scales the critic's gradient before it is clipped"""
     norm_adv: bool = True
     """normalise advantages over the live turns of a minibatch, for each agent"""
     max_grad_norm: float = 1.0
@@ -92,7 +92,7 @@ class Args:
     eval_samples: int = 4
     """episodes of each held-out item in an evaluation, for pass@k"""
     save_every: int = 25
-    """iterations between checkpoints; 0: only at the end"""
+    """iterations between checkpoints; 0: only at the start and the end"""
     resume: str | None = None
     """run folder to go on with, e.g. runs/NAME"""
     run_name: str | None = None
@@ -123,7 +123,7 @@ class Agent(nn.Module):
             reference = self.model if args.lora_rank else envs.load_model(AutoModelForCausalLM, name, args, device)[0]
             self.reference = SimpleNamespace(model=reference)  # no module of this one: not trained, not saved
         config = self.model.generation_config
-        config.do_sample, eos = True, config.eos_token_id  # it samples, and greedy settings beside a temperature fail
+        config.do_sample, eos = True, config.eos_token_id  # or it can not be saved: greedy beside a temperature
         self.eos = {*(eos if isinstance(eos, list) else [eos]), self.tokenizer.eos_token_id} - {None}
         # What stands around the user's text in the first and in later turns; plain text if there is no chat template
         self.first, self.later = ("", "\n"), ("\n", "\n")
@@ -138,7 +138,7 @@ class Agent(nn.Module):
         before, after = self.later if history else self.first
         bos = not history and not self.tokenizer.chat_template  # a template writes its own
         tokens = self.tokenizer(before + observation + after, add_special_tokens=bos)["input_ids"]
-        return tokens[1:] if history and {history[-1], tokens[0]} <= self.eos else tokens  # its reply has an EOS
+        return tokens[1:] if history and {history[-1], tokens[0]} <= self.eos else tokens  # the reply has its EOS
 
 
 class Critic(nn.Module):
@@ -176,7 +176,7 @@ class Critic(nn.Module):
 
 
 def optimize(name: str, model: nn.Module, max_grad_norm: float) -> torch.Tensor:
-    """Clip the gradient and step; its norm before clipping, (). A non-finite one stops the run before it does harm."""
+    """Sum the gradient over ranks, clip, step; its norm before, (). A non-finite one stops the run before any harm."""
     envs.all_sum(*(p.grad for p in model.parameters() if p.grad is not None))
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     if not norm.isfinite():
@@ -244,7 +244,7 @@ def generate(agent, prompts, cache, max_new_tokens: int, temperature: float, gen
             index = torch.tensor([unique.index(tuple(x)) for x in prompts], **tensor)  # (B,)
             cache.select(index)
             logits = logits[index]  # (B, V)
-        cdf = F.softmax(logits / temperature, -1).cumsum(-1, dtype=torch.float64)  # (k, V)
+        cdf = F.softmax(logits / temperature, -1).cumsum(-1, dtype=torch.float64)  # (k, V), of pi(. | h)
         uniform = 1 - torch.rand(len(cdf), 1, dtype=cdf.dtype, device=cdf.device, generator=generator)  # (k, 1)
         ids = torch.searchsorted(cdf, uniform * cdf[:, -1:])  # (k, 1); torch.multinomial draws V numbers a row
         sampled[rows[: len(ids)], step] = ids[:, 0]
@@ -268,7 +268,7 @@ def logprobs(agent, tokens, turns, num_turns: int, temperature: float) -> torch.
     """log pi(a_t | h_t) of all turns of b episodes, from one forward: (T, b), 0 where an episode has no turn t. Of a
     response it is the sum over its tokens, the EOS that ends it included, at the temperature of the sampling.
     tokens: b histories; turns: for each of their tokens the turn of the response it belongs to, or -1."""
-    ids, turns, episodes, shared = envs.pack(tokens, turns, agent.model)  # (p, S): a row for each o_0, {}: no mask
+    ids, turns, episodes, shared = envs.pack(tokens, turns, agent.model)  # (p, S): a row for each o_0
     actions, turns = ids.roll(-1, 1), turns.roll(-1, 1)  # (p, S), of the next token; no row starts with a response
     acts = turns >= 0  # (p, S)
     # A boolean logits_to_keep: logits exist at acts only, (n, V)
@@ -318,7 +318,8 @@ def rollout(task: envs.Task, items: list[dict], agents: list[Agent], args: Args,
         actions = [[texts[-1] for texts in e.texts] for e in going]  # [episode][agent]
         scores = envs.score_batch(task, [e.item for e in going], actions)
         for e, (reward, info) in zip(going, scores, strict=True):
-            e.rewards, e.infos = [*e.rewards, reward + shift], [*e.infos, info]
+            e.rewards.append(reward + shift)
+            e.infos.append(info)
         keep = [k for k, (reward, _) in enumerate(scores) if reward < task.success]
         if turn + 1 == task.num_turns or not keep:
             break
@@ -335,9 +336,9 @@ def gae(rewards, values, live, gamma: float, gae_lambda: float) -> torch.Tensor:
     advantages = torch.zeros_like(values)
     advantage = next_value = torch.zeros_like(values[0])
     for t in reversed(range(len(values))):
-        # TD error: delta_t = r_t + gamma V(h_t+1) - V(h_t); the last live turn bootstraps 0
+        # TD error: delta_t = r_t + gamma V(h_{t+1}) - V(h_t); the last live turn bootstraps 0
         delta = rewards[t] + gamma * next_value - values[t]
-        advantage = advantages[t] = (delta + gamma * gae_lambda * advantage) * live[t]
+        advantage = advantages[t] = (delta + gamma * gae_lambda * advantage) * live[t]  # delta_t + gamma lambda A_{t+1}
         next_value = values[t] * live[t]
     return advantages
 
@@ -348,7 +349,7 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
     for index in np.split(rng.permutation(len(episodes)), args.num_minibatches):
         mb = [episodes[k] for k in index]
         live = torch.tensor([[t < len(e.rewards) for e in mb] for t in range(num_turns)], device=device)  # (T, B)
-        num_live = envs.all_sum(live.sum())  # (), of all ranks, as every mean over live turns
+        num_live = envs.all_sum(live.sum())  # (), of all ranks: it divides the losses
         rewards = torch.zeros(live.shape, dtype=agents[0].model.dtype, device=device)  # (T, B)
         rewards.T[live.T] = rewards.new_tensor([r for e in mb for r in e.rewards])
         values = rewards.new_zeros(num_turns, len(mb), len(agents))  # (T, B, N)
@@ -357,20 +358,21 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
             tokens, ends = zip(*map(critic.encode, mb), strict=True)
             for rows in envs.microbatches([len(x) for x in tokens], args.microbatch_tokens):
                 v = critic([tokens[k] for k in rows], [ends[k] for k in rows], num_turns).to(device)  # (T, b)
-                old = v.detach()  # (T, b)
-                # Critic target: r_t + gamma V(h_t+1); the lambda-return if gae_lambda > 0
-                target = old + gae(rewards[:, rows], old, live[:, rows], args.gamma, args.gae_lambda)  # (T, b)
+                fixed = v.detach()  # (T, b)
+                # Critic target: r_t + gamma V(h_{t+1}), as V + TD error; the lambda-return if gae_lambda > 0
+                target = fixed + gae(rewards[:, rows], fixed, live[:, rows], args.gamma, args.gae_lambda)  # (T, b)
                 # Critic loss: mean over live turns of (V(h_t) - target)^2
                 loss = args.vf_coef * ((v - target) ** 2)[live[:, rows]].sum() / num_live
                 loss.backward()
-                values[:, torch.tensor(rows)[:, None], critic.reads] = old.unsqueeze(-1)
+                values[:, torch.tensor(rows)[:, None], critic.reads] = fixed.unsqueeze(-1)
             optimize(f"iteration {iteration}, critic of agents {critic.reads}", critic, args.max_grad_norm)
         errors = gae(rewards.unsqueeze(-1), values, live.unsqueeze(-1), args.gamma, args.gae_lambda)  # (T, B, N)
         returns = gae(rewards.unsqueeze(-1), torch.zeros_like(values), live.unsqueeze(-1), args.gamma, 1.0)
+        # Advantage: the TD error, with V(h_t) as its baseline; or Q(h_t, a_t)
         advantages = errors if args.critic_type == "v" else values * live.unsqueeze(-1)
         mean = envs.all_sum(advantages[live].sum(0)) / num_live  # (N,)
         variance = envs.all_sum(((advantages - mean)[live] ** 2).sum(0)) / num_live  # (N,)
-        if args.norm_adv:
+        if args.norm_adv:  # A = (A - mean) / sd
             advantages = (advantages - mean) / (variance.sqrt() + 1e-8)
         # Agents: one forward gives log pi of all turns
         logps, kl, norms = torch.zeros_like(advantages), torch.zeros_like(mean), []  # (T, B, N), (N,)
@@ -466,8 +468,7 @@ def main(args: Args) -> None:
             save(run_dir, agents, models, args, iteration, global_step)
         if last:
             break
-        seed = args.seed << 32 | envs.rank() << 24 | iteration
-        generator.manual_seed(seed)  # so that a resumed run needs no random state
+        generator.manual_seed(args.seed << 32 | envs.rank() << 24 | iteration)  # so that no random state is to be saved
         items = envs.sample(task.train, args.num_envs, args.seed, iteration)
         rollout_start, reward_time = time.time(), task.reward_time
         episodes = rollout(task, envs.share(items), agents, args, generator)

@@ -53,7 +53,7 @@ class UserError(ValueError):
 # ================================================= command line =================================================
 def command_line(args_class, main):
     """Run main(args) on the flags; what the user can mend ends it with one line and exit code 2, what the run itself
-    met (a full disk, a number that is not finite) with one line and exit code 1."""
+    met (a disk that is full of its logs, a number that is not finite) with one line and exit code 1."""
     import_module("transformers").utils.logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # no line for each retry without a network
     import_module("torch").backends.cuda.matmul.allow_tf32 = True

@@ -67,7 +67,7 @@ def test_flags_and_metrics_named_in_the_readme_exist():
         assert name in code or name == "NAME", name
 
 
-def test_the_new_task_trains(tmp_path, monkeypatch):
+def test_the_new_task_trains_and_its_agents_act_alone(tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(# lengths\.py.*?)```", README, re.DOTALL)
     assert code.count("\n") < 40
     monkeypatch.setattr(envs, "TASKS", dict(envs.TASKS))
@@ -75,7 +75,9 @@ def test_the_new_task_trains(tmp_path, monkeypatch):
     exec(code, {"__name__": "lengths"})
     flags = "--task lengths --num-envs 8 --total-env-steps 16 --eval-episodes 8 --eval-samples 1 --run-name a"
     collm_cc.main(envs.parse_args(collm_cc.Args, [*flags.split(), "--model", str(ROOT / "models/tiny")]))
-    assert (tmp_path / "runs/a/agent_1").is_dir()
+    (code,) = re.findall(r"```python\n(from transformers.*?)```", README, re.DOTALL)
+    exec(code.replace("NAME", "a"), {})
+    assert "what agent 0 observes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", envs.TASKS)
