@@ -338,7 +338,7 @@ def update(episodes, agents, num_turns: int, args: Args, iteration: int) -> dict
         # Agents: one forward gives log pi of all turns
         logps, kl, norms = torch.zeros_like(advantages), torch.zeros_like(mean), []  # (T, B, N), (N,)
         for i, agent in enumerate(agents):
-            lengths = [len(e.tokens[i]) for e in mb]
+            lengths = [len(e.tokens[i]) for e in mb]  # the K episodes of an item stay together: o_0 is read once
             for rows in envs.microbatches(lengths, args.microbatch_tokens, args.num_generations):
                 tokens, turns = [mb[k].tokens[i] for k in rows], [mb[k].turns[i] for k in rows]
                 logp = logprobs(agent, tokens, turns, num_turns, args.temperature).to(device)  # (T, b), 0 if dead
