@@ -284,6 +284,18 @@ def run_table(groups):
     return table(header, lines)
 
 
+def setting_table(groups):
+    """A row for each task and settings, a column for each method: n in brackets."""
+    starts, cells = {}, {}
+    for task, _, rows in flat(groups):
+        key = task, " ".join(["one agent"] * alone(rows[0]) + [flags(rows[0])]).strip() or "default"
+        starts.setdefault(key, {}).update({row["seed"]: ends([row])[0, 0] for row in rows})
+        cells.setdefault(key, {})[rows[0]["script"]] = f"{spread(ends(rows)[1])} ({len(rows)})"
+    keys = sorted(cells, key=lambda key: (key[0], key[1] != "default"))
+    lines = [[*key, spread(list(starts[key].values())), *(cells[key].get(x, "-") for x in METHODS)] for key in keys]
+    return table(["task", "settings", "start", *METHODS.values()], lines)
+
+
 def pair_table(groups):
     """Every pair of methods of a task with the same settings."""
     lines = []
@@ -325,6 +337,7 @@ def tables(groups):
     text = [
         ("Methods and tasks", "Held-out, mean ± sd over n seeds; a task's runs with the fewest settings.", paper_table),
         ("Runs", "Held-out score (% of the largest reward).", run_table),
+        ("Settings", "Score at the start and at the end (seeds).", setting_table),
         ("Pairs of methods", "Score at the end, methods with the same settings.", pair_table),
         ("Sample efficiency", "Env steps to a held-out score (seeds that reach it / seeds).", level_table),
         ("Variance", "Mean and variance over the iterations of a run; of them, mean ± sd over seeds.", noise_table),

@@ -183,6 +183,8 @@ def test_tables_curves_and_rows(tmp_path, capsys, monkeypatch):
     assert "| AC (CC) | - | - | 70.0 | 70.0 | - | 1 |" in text
     assert "| CoLLM-CC | - | - | 85.0 ± 7.1 | 85.0 ± 7.1 | - | 2 |" in text
     assert "| coding | CoLLM-CC | 2 | 25.00 ± 7.07 | 85.00 ± 7.07 | 4005 ± 7 |" in text
+    assert "| coding | default | 25.0 ± 7.1 | 85.0 ± 7.1 (2) | 70.0 ± 14.1 (2) | - |" in text
+    assert "| coding | one agent | 10.0 | 70.0 (1) | - | - |" in text
     assert "| coding | CoLLM-CC | CoLLM-DC | 2, 2 | 15.00 | " in text
     assert "| 0.88 | " in text  # P(A > B): three pairs and a tie of four
     assert "| coding | CoLLM-DC | 2300 ± 990 (2/2) | 3200 ± 1131 (2/2) | 3200 (1/2) | 4000 (1/2) | - (0/2) |" in text
