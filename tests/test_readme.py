@@ -61,7 +61,7 @@ def test_flags_and_metrics_named_in_the_readme_exist():
     fields = {name for script in SCRIPTS.values() for name in script.Args.__dataclass_fields__}
     for flag in re.findall(r"--([a-z][a-z-]+)", README.split("## models/tiny")[0]):
         name = flag.removeprefix("no-").replace("-", "_")
-        others = ("help", "logdir", "dist", "durations", "script", "kills", "programs", "nproc-per-node")
+        others = ("help", "logdir", "dist", "durations", "script", "kills", "programs", "nproc-per-node", "no-deps")
         assert name in fields or flag in others, flag
     for name in re.findall(r"`(?:losses|charts|time|eval)/(\w+)`", README):
         assert name in code or name == "NAME", name
