@@ -345,11 +345,16 @@ def microbatches(lengths: list[int], budget: int, group: int = 1):
 def pack(tokens: list[list[int]], turns: list[list[int]], model):
     """b histories in p rows, one for each o_0: it, but for its last token, then the rest of each that begins with it.
     ids, turns (as given), episodes (-1: of all in its row), each (p, S); and what the model has to know of sharing."""
-    torch, rows = import_module("torch"), {}
-    for k, (x, t) in enumerate(zip(tokens, turns, strict=True)):
-        start = t.index(0) - 1  # its last token predicts the first of every response
-        row = rows.setdefault(tuple(x[:start]), [(token, -1, -1, s) for s, token in enumerate(x[:start])])
-        row += [(x[s], t[s], k, s) for s in range(start, len(x))]
+    torch = import_module("torch")
+    for share in (True, False):  # a row for each history after all, where tails are so long that padding eats the gain
+        rows = {}
+        for k, (x, t) in enumerate(zip(tokens, turns, strict=True)):
+            start = t.index(0) - 1  # its last token predicts the first of every response
+            key = tuple(x[:start]) if share else k
+            row = rows.setdefault(key, [(token, -1, -1, s) for s, token in enumerate(x[:start])])
+            row += [(x[s], t[s], k, s) for s in range(start, len(x))]
+        if len(rows) * max(map(len, rows.values())) <= len(tokens) * max(map(len, tokens)):
+            break
     rows = [torch.tensor(row) for row in rows.values()]
     rows = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1).to(model.device)  # (p, S, 4)
     ids, turns, episodes, positions = rows.unbind(-1)

@@ -232,6 +232,17 @@ def test_histories_that_share_a_row_equal_a_row_for_each(model, other_model):
     assert ids.shape == (6, max(rows))  # two episodes of each item
 
 
+def test_histories_share_a_row_only_if_fewer_tokens_are_computed():
+    agent = collm_cc.Agent("models/tiny", make_args(collm_cc), CPU)
+    tokens = [[5, 6, *[7] * 20], [5, 6, *[8] * 20], [9, 6, *[7] * 20]]  # shared: rows of 41 and 22 tokens, 82 in all
+    turns = [[-1, -1, *[0] * 20]] * 3
+    assert [x.shape for x in envs.pack(tokens, turns, agent.model)[:3]] == [(3, 22)] * 3
+    apart = [collm_cc.logprobs(agent, [x], [t], 1, 1.0) for x, t in zip(tokens, turns, strict=True)]
+    torch.testing.assert_close(collm_cc.logprobs(agent, tokens, turns, 1, 1.0), torch.cat(apart, 1), rtol=0, atol=1e-10)
+    tokens = [[*range(5, 35), 7], [*range(5, 35), 8], [*range(6, 36), 7]]  # rows of 29 + 2 + 2 and 31
+    assert envs.pack(tokens, [[-1] * 30 + [0]] * 3, agent.model)[0].shape == (2, 33)
+
+
 def test_the_last_token_and_the_eos_are_trained_even_if_eos_is_pad(other_model):
     agent = collm_cc.Agent(other_model, make_args(collm_cc), CPU)
     eos = agent.tokenizer.eos_token_id
