@@ -13,7 +13,7 @@ responses). Wall time: from the first to the last event of each event file, adde
 does not count and work done twice does. sd: with n - 1. Intervals: 95%, percentile bootstrap of the mean over seeds;
 with three seeds they are too narrow. P(A > B), the probability of improvement of Agarwal et al. (2021): the share of
 pairs of a seed of A and one of B in which A ends higher, a tie counting half. Steps to a level: the first crossing,
-linear between evaluations. Curves and the first table show the runs with the fewest settings that are not the default.
+linear between evaluations. Curves and the first table show, of each method, the runs with the fewest settings.
 """
 
 import csv
@@ -240,11 +240,12 @@ def table(header, rows):
 
 
 def plain(groups):
-    """Of each task, the methods whose runs have the fewest settings."""
+    """Of each task and method, the runs with the fewest settings."""
     shown = {}
     for task, methods in groups.items():
-        settings = {name: flags(rows[0]).count("=") for name, rows in methods.items()}
-        shown[task] = {name: methods[name] for name, n in settings.items() if n == min(settings.values())}
+        for name, rows in methods.items():  # in order of the number of settings
+            base = name.removesuffix(f" ({flags(rows[0])})")
+            shown.setdefault(task, {}).setdefault(base, rows)
     return shown
 
 
@@ -335,7 +336,7 @@ def noise_table(groups):
 def tables(groups):
     """The whole of tables.md."""
     text = [
-        ("Methods and tasks", "Held-out, mean ± sd over n seeds; a task's runs with the fewest settings.", paper_table),
+        ("Methods and tasks", "Held-out, mean ± sd over n seeds; of a method, runs with fewest settings.", paper_table),
         ("Runs", "Held-out score (% of the largest reward).", run_table),
         ("Settings", "Score at the start and at the end (seeds).", setting_table),
         ("Pairs of methods", "Score at the end, methods with the same settings.", pair_table),
