@@ -299,7 +299,7 @@ def gae(rewards, values, live, gamma: float, gae_lambda: float) -> torch.Tensor:
     for t in reversed(range(len(values))):
         # TD error: delta_t = r_t + gamma V(h_{t+1}) - V(h_t); the last live turn bootstraps 0
         delta = rewards[t] + gamma * next_value - values[t]
-        advantage = advantages[t] = (delta + gamma * gae_lambda * advantage) * live[t]  # delta_t + gamma lambda A_{t+1}
+        advantage = advantages[t] = (delta + gamma * gae_lambda * advantage) * live[t]  # GAE (arXiv 1506.02438)
         next_value = values[t] * live[t]
     return advantages
 
@@ -333,7 +333,7 @@ def update(episodes, agents, num_turns: int, args: Args, iteration: int) -> dict
         advantages = advantages.unsqueeze(-1).expand(-1, -1, len(agents))
         mean = envs.all_sum(advantages[live].sum(0)) / num_live  # (N,)
         variance = envs.all_sum(((advantages - mean)[live] ** 2).sum(0)) / num_live  # (N,)
-        if args.norm_adv:  # A = (A - mean) / sd
+        if args.norm_adv:  # advantage normalisation
             advantages = (advantages - mean) / (variance.sqrt() + 1e-8)
         # Agents: one forward gives log pi of all turns
         logps, kl, norms = torch.zeros_like(advantages), torch.zeros_like(mean), []  # (T, B, N), (N,)
