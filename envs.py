@@ -35,6 +35,7 @@ import sys
 import textwrap
 import threading
 import time
+import traceback
 import types
 import warnings
 import weakref
@@ -62,6 +63,7 @@ def command_line(args_class, main):
     except (UserError, FloatingPointError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
+        traceback.clear_frames(error.__traceback__)  # the run's objects end, its progress bar too
         say(f"error: {error}")
         sys.exit(2 if isinstance(error, UserError) else 1)
 

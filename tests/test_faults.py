@@ -13,6 +13,7 @@ import pytest
 import torch
 from kill_and_resume import differences, family, gone, kill_and_resume, start, state, wait_for_events
 from test_scripts import ROOT, SCRIPTS, train
+from tqdm import tqdm
 
 import collm_cc
 import collm_dc
@@ -118,11 +119,13 @@ def test_what_is_not_finite_stops_the_run_and_is_named(case, elsewhere, monkeypa
     monkeypatch.setattr(owner, name, lambda *args, **kwargs: original(*args, **kwargs) * torch.nan)
     argv = [script.__name__, "--resume", str(folder), "--total-env-steps", "50", "--save-every", "1"]
     monkeypatch.setattr(sys, "argv", argv)
+    bars = set(tqdm._instances)
     with pytest.raises(SystemExit) as stop:
         envs.command_line(script.Args, script.main)
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert stop.value.code == 1 and len(error) == 1
     assert re.search(said, error[0]), error
+    assert set(tqdm._instances) <= bars  # a bar that stays would shift the lines of the next run in this process
     after = state(folder)
     assert all(torch.equal(good[k], after[k]) if torch.is_tensor(good[k]) else good[k] == after[k] for k in good)
 
