@@ -7,8 +7,8 @@ Not as in the paper: an episode is one growing token sequence per agent (one for
 and actions are sampled from the very distribution that is trained. The defaults suit models/tiny on two CPU cores.
 
 CPU:      python collm_cc.py --task coding --seed 1
-one GPU:  python collm_cc.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct --actor-lr 5e-6 --critic-lr 5e-6 --dtype bfloat16
-GPUs:     torchrun --nproc-per-node=8 collm_cc.py with the same flags: each iteration's episodes are split over them
+one GPU:  add --model Qwen/Qwen2.5-Coder-0.5B-Instruct --actor-lr 5e-6 --critic-lr 5e-6 --dtype bfloat16
+GPUs:     torchrun --nproc-per-node=8 instead of python: the episodes of each iteration are split over them
 """
 # Shapes: B episodes (K of each item in MC), N agents, T turns, S tokens of a sequence, R tokens of a response,
 # V vocabulary, D width, b episodes of a microbatch, p distinct o_0 and n response tokens in it, k rows being decoded.
