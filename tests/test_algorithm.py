@@ -251,7 +251,8 @@ def test_the_last_token_and_the_eos_are_trained_even_if_eos_is_pad(other_model):
     agent.model.zero_grad()
     whole = collm_cc.logprobs(agent, [tokens, [5, 6, 9]], [turns, [-1, -1, 0]], 1, 1.0)[0]
     logp = agent.model(torch.tensor([tokens])).logits[0].log_softmax(-1)
-    assert float(whole[0]) == pytest.approx(float(logp[1, 7] + logp[2, 8] + logp[3, eos]), abs=1e-10)
+    expected = (logp[1, 7] + logp[2, 8] + logp[3, eos]).item()
+    assert whole[0].item() == pytest.approx(expected, abs=1e-10)
     (eos_row,) = torch.autograd.grad(whole[0], agent.model.lm_head.bias or agent.model.lm_head.weight)
     assert eos_row[eos].abs().sum() > 0
 

@@ -515,17 +515,47 @@ nothing, in {minutes} minutes on two CPU cores.
 
 - Model: 4 layers, 4 heads, hidden size 128, tied embeddings, float32. Tokenizer: byte-level BPE of {vocabulary} tokens
   with a chat template; `<|end|>` ends a message and is the EOS.
-- Data: scripted demonstrations of one role at a time, with mixed conventions and slips, of train items alone: {chats}
-  chats, {tokens} tokens, {epochs} passes, then the games and a quarter of the rest again ({tokens_again} tokens), in
-  {steps} steps. The held-out items of a task are never trained on.
-- Loss on the answers to held-out items, nats a token: {loss}.
+- Data: scripted demonstrations of one role at a time, with mixed conventions and slips, of train items alone:
+  {tokens} tokens, {epochs} passes, then the games and a quarter of the rest again ({tokens_again} tokens), in {steps}
+  steps. The held-out items of a task are never trained on.
 
-Teams of two of it on held-out items, sampled at temperature 1 (`python models/tiny/pretrain.py --report`):
+| task | chats | loss on held-out answers, nats a token |
+| --- | --- | --- |
+{trained}
 
-```
-{report}
-```
+Teams of two of it on held-out items, sampled at temperature 1 (`python models/tiny/pretrain.py --report`, which prints
+all metrics). A first answer is well formed if it is what its role calls for, however little it fits the teammate's:
+
+| task | episodes | score: turn 1, end | success | well formed: agent 0, 1 | tokens: mean, most |
+| --- | --- | --- | --- | --- | --- |
+{teams}
+
+What the helper of `coding` is to do, in first answers: agent 0 writes {wrote};
+agent 1 calls {called}.
+All tests pass in {coding[same convention pass@1]:.3f} of the {coding[same convention pairs]} pairs of answers that
+agree on it.
 """
+
+
+def card(facts, measured):
+    """The model's card, of facts.json and of what `report` gives."""
+    loss, chats, teams = facts["loss"], facts["chats"], []
+    for name, m in measured.items():
+        pairs = [
+            (m["first turn score"], m["score"]),
+            (m["well formed 0"], m["well formed 1"]),
+            m["tokens (mean, max)"]["answer"],
+        ]
+        score, well, tokens = (f"{x}, {y}" for x, y in pairs)
+        teams.append(f"| {name} | {m['episodes']} | {score} | {m['success']} | {well} | {tokens} |")
+    wrote, called = (
+        ", ".join(f"`{kind}` {share:.2f}" for kind, share in sorted(shares.items(), key=lambda x: -x[1]))
+        for shares in measured["coding"]["conventions"]
+    )
+    trained = "\n".join(f"| {name} | {chats[name]} | {loss[name]} |" for name in loss)
+    return CARD.format(
+        **facts, trained=trained, teams="\n".join(teams), coding=measured["coding"], wrote=wrote, called=called
+    )
 
 
 def main():
@@ -541,8 +571,7 @@ def main():
     if not args.report:
         train(args)
     facts = json.loads((args.out / "facts.json").read_text())
-    measured = json.dumps(report(args.out), indent=1)
-    (args.out / "README.md").write_text(CARD.format(**facts, report=measured))
+    (args.out / "README.md").write_text(card(facts, report(args.out)))
 
 
 if __name__ == "__main__":
