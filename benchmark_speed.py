@@ -25,6 +25,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 
 SCRIPTS = ("collm_cc", "collm_dc", "mc_baseline")
@@ -56,6 +57,8 @@ class Args:
     """tasks for padding"""
     scales: tuple[int, ...] = (16, 32, 64, 128)
     """numbers of episodes for time and memory of an iteration (CC, coding)"""
+    rollout_batches: tuple[int, ...] = (64, 16)
+    """for each of these, episodes that are played at once in those"""
 
 
 # ================================================== our side ==================================================
@@ -126,6 +129,7 @@ def ours(spec):
     script, device = import_module(spec["script"]), torch.device("cpu")
     n, single = spec["agents"], spec["script"] == "mc_baseline"
     args = script.Args(model=[spec["model"]], num_agents=n, num_envs=spec["episodes"], num_minibatches=1)
+    args.rollout_batch = spec.get("rollout_batch", args.rollout_batch)
     args.max_new_tokens = None if spec.get("task") else spec["max_new_tokens"]
     task = envs.make(spec["task"], n) if spec.get("task") else Workload(spec)
     agents = [script.Agent(spec["model"], args, device) for _ in range(n)]
@@ -158,7 +162,7 @@ def ours(spec):
         pool = task.train if spec.get("task") else [{"prompts": x[:n]} for x in spec["prompts"]]
         items = [x for x in envs.sample(pool, spec["episodes"] // group, 1, iteration) for _ in range(group)]
         start = time.perf_counter()
-        episodes = script.rollout(task, items, agents, args, generator)
+        episodes = [e for xs in envs.parts(items, args) for e in script.rollout(task, xs, agents, args, generator)]
         middle = time.perf_counter()
         script.update(episodes, agents, *([] if single else [critics]), task.num_turns, args, iteration)
         out["rollout"].append(middle - start)
@@ -382,11 +386,12 @@ def main(args):
             rows.append([task, *(f"{x['padding']:.1%}, {x['utilisation']:.0%}" for x in runs)])
         table(["padding of all tokens, utilisation", *SCRIPTS], rows)
         rows = []
-        for episodes in args.scales:
-            x = measure(real | {"script": "collm_cc", "task": "coding", "episodes": episodes})
+        for batch, episodes in product(args.rollout_batches, args.scales):
+            spec = real | {"script": "collm_cc", "task": "coding", "episodes": episodes, "rollout_batch": batch}
+            x = measure(spec)
             seconds = [min(x["rollout"]), min(x["update"])]
-            rows.append([episodes, *seconds, 1000 * sum(seconds) / episodes, x["memory"]])
-        table(["episodes (CC, coding)", "rollout s", "update s", "ms an episode", "peak GiB"], rows)
+            rows.append([batch, episodes, *seconds, 1000 * sum(seconds) / episodes, x["memory"]])
+        table(["rollout_batch", "episodes (CC, coding)", "rollout s", "update s", "ms an episode", "peak GiB"], rows)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,13 @@ Not as in the paper: an episode is one growing token sequence per agent (one for
 and actions are sampled from the very distribution that is trained. The defaults suit models/tiny on two CPU cores.
 
 CPU:      python collm_cc.py --task coding --seed 1
-one GPU:  add --model Qwen/Qwen2.5-Coder-0.5B-Instruct --actor-lr 5e-6 --critic-lr 5e-6 --dtype bfloat16
-GPUs:     torchrun --nproc-per-node=8 instead of python: the episodes of each iteration are split over them
+one GPU:  python collm_cc.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct --actor-lr 5e-6 --critic-lr 5e-6 --dtype bfloat16
+GPUs:     torchrun --nproc-per-node=8 collm_cc.py with the same flags: each iteration's episodes are split over them
 """
-# Shapes: B episodes (K of each item in MC), N agents, T turns, S tokens of a sequence, R tokens of a response,
+# Shapes: B episodes (of an update: of a minibatch), N agents, T turns, S tokens of a sequence, R tokens of a response,
 # V vocabulary, D width, b episodes of a microbatch, p distinct o_0 and n response tokens in it, k rows being decoded.
 
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -56,7 +55,9 @@ class Args:
     total_env_steps: int = 2048
     """joint actions to train for"""
     num_envs: int | None = None
-    """episodes rolled out in parallel for each iteration (B); the task's own by default"""
+    """episodes of an iteration (B); the task's own by default"""
+    rollout_batch: int = 64
+    """episodes that are played at once, at most num_envs: bounds the memory of the KV caches"""
     num_minibatches: int = 1
     """gradient steps per iteration, each on num_envs / num_minibatches whole episodes; 1: strictly on policy"""
     microbatch_tokens: int = 2048
@@ -68,7 +69,7 @@ class Args:
     gamma: float = 0.9
     """discount from one turn to the next"""
     gae_lambda: float = 0.0
-    """lambda of generalised advantage estimation over turns; 0 is the paper's one-step TD error"""
+    """lambda of generalised advantage estimation over turns; 0 is the paper's one-step TD error; q: of its target"""
     actor_lr: float = 3e-4
     """learning rate of the agents"""
     critic_lr: float = 1e-3
@@ -88,7 +89,7 @@ class Args:
     eval_every: int = 10
     """iterations between evaluations on held-out items; 0: only at the start and the end"""
     eval_episodes: int = 128
-    """episodes of an evaluation, at most eval_samples of each held-out item"""
+    """most episodes of an evaluation: eval_samples of each of the first held-out items"""
     eval_samples: int = 4
     """episodes of each held-out item in an evaluation, for pass@k"""
     save_every: int = 25
@@ -106,7 +107,7 @@ class Args:
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """arithmetic of the models; bfloat16 is autocast over float32 weights"""
     lora_rank: int = 0
-    """rank of LoRA adapters (peft) to train instead of the weights, which all models then share; 0: none"""
+    """rank of LoRA adapters (peft) to train instead of the weights, which models of one name then share; 0: none"""
     gradient_checkpointing: bool = False
     """keep only the inputs of layers for the backward pass: less memory for one more forward"""
 
@@ -121,9 +122,9 @@ class Agent(nn.Module):
         self.optimizer = torch.optim.AdamW(self.parameters(), lr=args.actor_lr, weight_decay=0.0, fused=True)
         if args.kl_coef:  # the reference: this model without its adapters, or a second one, which never learns
             reference = self.model if args.lora_rank else envs.load_model(AutoModelForCausalLM, name, args, device)[0]
-            self.reference = SimpleNamespace(model=reference)  # no module of this one: not trained, not saved
+            self.reference = SimpleNamespace(model=reference)  # so that it is no submodule: not trained, not saved
         config = self.model.generation_config
-        config.do_sample, eos = True, config.eos_token_id  # or it can not be saved: greedy beside a temperature
+        config.do_sample, eos = True, config.eos_token_id  # transformers saves no temperature without do_sample
         self.eos = {*(eos if isinstance(eos, list) else [eos]), self.tokenizer.eos_token_id} - {None}
         # What stands around the user's text in the first and in later turns; plain text if there is no chat template
         self.first, self.later = ("", "\n"), ("\n", "\n")
@@ -138,7 +139,7 @@ class Agent(nn.Module):
         before, after = self.later if history else self.first
         bos = not history and not self.tokenizer.chat_template  # a template writes its own
         tokens = self.tokenizer(before + observation + after, add_special_tokens=bos)["input_ids"]
-        return tokens[1:] if history and {history[-1], tokens[0]} <= self.eos else tokens  # the reply has its EOS
+        return tokens[1:] if history and {history[-1], tokens[0]} <= self.eos else tokens  # the reply ends with it
 
 
 class Critic(nn.Module):
@@ -153,8 +154,8 @@ class Critic(nn.Module):
         self.reads, self.critic_type = reads, args.critic_type
 
     def encode(self, episode: "Episode") -> tuple[list[int], list[int]]:
-        """Tokens that the critic reads of an episode and, for each turn t, the index in them where V(h_t) is read:
-        append-only, block 0 is all o_0, block t is all (a_{t-1}, o_t). For Q(h_t, a_t), block t is all (o_t, a_t)."""
+        """Tokens that the critic reads of an episode and, for each turn t, the index in them at which V(h_t) is read.
+        Block 0 is o_0 of all that it reads, block t their (a_{t-1}, o_t); for Q(h_t, a_t), block t is (o_t, a_t)."""
         tokens, ends = [], []
         for t in range(len(episode.rewards)):
             turn = slice(max(0, 2 * t - 1), 2 * t + 1) if self.critic_type == "v" else slice(2 * t, 2 * t + 2)
@@ -169,14 +170,13 @@ class Critic(nn.Module):
         """V of b sequences at the indices `ends`, from one forward: (T, b); at dead turns it means nothing."""
         ids = pad_sequence([torch.tensor(x) for x in tokens], batch_first=True).to(self.body.device)  # (b, S)
         at = torch.tensor([x + [0] * (num_turns - len(x)) for x in ends], device=ids.device).T  # (T, b)
-        # Padded on the right, so that causal attention alone keeps the padding out: no mask
-        hidden = self.body(input_ids=ids, use_cache=False).last_hidden_state  # (b, S, D)
+        hidden = self.body(input_ids=ids, use_cache=False).last_hidden_state  # (b, S, D); causal, so pads are not seen
         hidden = hidden[torch.arange(len(ids), device=ids.device), at]  # (T, b, D)
         return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)  # (T, b)
 
 
 def optimize(name: str, model: nn.Module, max_grad_norm: float) -> torch.Tensor:
-    """Sum the gradient over ranks, clip, step; its norm before, (). A non-finite one stops the run before any harm."""
+    """Sum the gradient over ranks, clip it, step. Gives its norm before clipping, (); raises if that is not finite."""
     envs.all_sum(*(p.grad for p in model.parameters() if p.grad is not None))
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     if not norm.isfinite():
@@ -190,22 +190,23 @@ def optimize(name: str, model: nn.Module, max_grad_norm: float) -> torch.Tensor:
 class RowsLayer(DynamicLayer):
     """One layer's keys and values, (2, B, heads, columns, width), of which a forward of k rows writes the first k."""
 
-    def update(self, key_states, value_states, *args, **kwargs):  # in place: a new token copies nothing of the past
+    def update(self, key_states, value_states, *args, **kwargs):  # in place: the past is copied every 64 columns only
         new, start = torch.stack([key_states, value_states]), self.get_seq_length()  # (2, k, heads, new, width)
         k, end = new.shape[1], start + new.shape[3]
         if not self.is_initialized:
             self.buffer, self.is_initialized = new, True
-        if end > self.buffer.shape[3]:
-            self.buffer = F.pad(self.buffer, (0, 0, 0, end + 64 - self.buffer.shape[3]))
+        rows, columns = self.buffer.shape[1], self.buffer.shape[3]
+        if k > rows or end > columns:
+            self.buffer = F.pad(self.buffer, (0, 0, 0, max(0, end + 64 - columns), 0, 0, 0, max(0, k - rows)))
         self.buffer[:, :k, :, start:end] = new
         self.keys, self.values = self.buffer[:, :k, :, :end]
         return self.keys, self.values
 
 
 class RowsCache(Cache):
-    """KV cache of a batch of episodes; mask (B, columns) is 1 at their tokens and 0 at the holes between them."""
+    """KV cache of a batch of episodes, that of the k-th in row place[k]; mask (B, columns) is 0 at what is no token."""
 
-    mask = None
+    mask = place = None
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows, in this order; one may be repeated."""
@@ -224,24 +225,27 @@ class RowsCache(Cache):
 @torch.inference_mode()
 def generate(agent, prompts, cache, max_new_tokens: int, temperature: float, generator) -> list[list[int]]:
     """Sample a response to each prompt, its EOS included; the cache then holds all but the last token of each.
-    prompts: for each row of the cache (any number if it is empty) the tokens that are not in it yet."""
-    tensor = {"dtype": torch.long, "device": agent.model.device}
-    unique = prompts if cache.mask is not None else list(dict.fromkeys(map(tuple, prompts)))
-    longest = max(map(len, unique))
-    ids = torch.tensor([[0] * (longest - len(x)) + list(x) for x in unique], **tensor)  # (B, S), padded on the left
-    real = torch.tensor([[0] * (longest - len(x)) + [1] * len(x) for x in unique], **tensor)  # (B, S)
-    cache.mask = real[:, :0] if cache.mask is None else cache.mask  # (B, columns)
-    eos = torch.tensor(sorted(agent.eos), **tensor)
-    rows = torch.arange(len(prompts), **tensor)  # (B,) which prompt a row of the batch answers
-    sampled = torch.full((len(prompts), max_new_tokens), -1, **tensor)  # (B, R), -1 after the end
+    prompts: for each row of the cache (if it is empty, for any number of rows) the tokens that are not in it yet."""
+    new, order = cache.mask is None, sorted(range(len(prompts)), key=lambda r: -len(prompts[r]))  # the longest first
+    read = [tuple(prompts[r]) for r in order]
+    read = list(dict.fromkeys(read)) if new else read  # p prompts: samples of one share its prefill
+    ids = pad_sequence([torch.tensor(x) for x in read], True, -1, "left").to(agent.model.device)  # (p, S)
+    real, ids = (ids >= 0).long(), ids.clamp(min=0)
+    eos, rows = ids.new_tensor(sorted(agent.eos)), ids.new_tensor(order)  # rows (B,): which prompt a row answers
+    cache.mask = real.new_zeros(len(rows), 0) if new else cache.mask  # (B, columns)
+    cache.select(rows if new else cache.place[rows])
+    sampled = ids.new_full((len(prompts), max_new_tokens), -1)  # (B, R), -1 after the end
     for step in range(max_new_tokens):
-        cache.mask = torch.cat([cache.mask, real], 1)  # (B, columns)
-        mask = cache.mask[: len(ids)]  # (k, columns)
-        positions = (mask.cumsum(1) - 1)[:, -ids.shape[1] :].clamp(min=0)  # (k, S), then (k, 1): real tokens counted
-        out = agent.model(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1)
+        past, by = cache.mask.shape[1], max(8, ids.shape[1] // 8)
+        cache.mask = torch.cat([cache.mask[: len(real)], real], 1)  # (p, columns), then (B, columns)
+        positions = (cache.mask.cumsum(1) - 1)[:, past:].clamp(min=0)  # (p, S), then (B, 1): real tokens counted
+        for at in range(0, ids.shape[1], by):  # an eighth of a long prompt at a time, by the rows that have begun
+            k = len(ids) if step else sum(len(x) + at + by > ids.shape[1] for x in read)
+            seen = {"attention_mask": cache.mask[:k, : past + at + by], "position_ids": positions[:k, at : at + by]}
+            out = agent.model(ids[:k, at : at + by], **seen, past_key_values=cache, logits_to_keep=1)
         logits = out.logits[:, -1].to(agent.model.dtype)  # (k, V)
-        if len(logits) < len(prompts) and step == 0:  # samples of one prompt share its prefill
-            index = torch.tensor([unique.index(tuple(x)) for x in prompts], **tensor)  # (B,)
+        if new and step == 0:
+            index = ids.new_tensor([read.index(tuple(prompts[r])) for r in order])  # (B,)
             cache.select(index)
             logits = logits[index]  # (B, V)
         cdf = F.softmax(logits / temperature, -1).cumsum(-1, dtype=torch.float64)  # (k, V), of pi(. | h)
@@ -258,8 +262,8 @@ def generate(agent, prompts, cache, max_new_tokens: int, temperature: float, gen
             cache.move(source, to)
             rows[to], ids[to] = rows[source], ids[source]
             ids = ids[:k]
-        real = (torch.arange(len(prompts), **tensor) < k).long()[:, None]  # (B, 1)
-    cache.select(rows.argsort())
+        real = (torch.arange(len(prompts), device=ids.device) < k).long()[:, None]  # (B, 1)
+    cache.place = rows.argsort()
     return [[token for token in response if token >= 0] for response in sampled.tolist()]
 
 
@@ -268,12 +272,12 @@ def logprobs(agent, tokens, turns, num_turns: int, temperature: float) -> torch.
     """log pi(a_t | h_t) of all turns of b episodes, from one forward: (T, b), 0 where an episode has no turn t. Of a
     response it is the sum over its tokens, the EOS that ends it included, at the temperature of the sampling.
     tokens: b histories; turns: for each of their tokens the turn of the response it belongs to, or -1."""
-    ids, turns, episodes, shared = envs.pack(tokens, turns, agent.model)  # (p, S): a row for each o_0
+    ids, turns, episodes, shared = envs.pack(tokens, turns, agent.model)  # (p, S): those of one o_0 may share a row
     actions, turns = ids.roll(-1, 1), turns.roll(-1, 1)  # (p, S), of the next token; no row starts with a response
     acts = turns >= 0  # (p, S)
     # A boolean logits_to_keep: logits exist at acts only, (n, V)
     logits = agent.model(ids, use_cache=False, logits_to_keep=acts, **shared).logits.to(agent.model.dtype)
-    logp = -F.cross_entropy(logits / temperature, actions[acts], reduction="none")  # (n,)
+    logp = -F.cross_entropy(logits / temperature, actions[acts], reduction="none")  # (n,), summed by turn
     return logp.new_zeros(num_turns, len(tokens)).index_put((turns[acts], episodes[acts]), logp, accumulate=True)
 
 
@@ -301,12 +305,12 @@ def rollout(task: envs.Task, items: list[dict], agents: list[Agent], args: Args,
     generators = [torch.Generator(a.model.device).manual_seed(s) for a, s in zip(agents, seeds, strict=True)]
 
     def act(i: int, agent: Agent) -> None:
-        """Agent i reads what it is told in this turn, and responds."""
+        """Agent i reads what it is told in this turn (see the loop below), and responds."""
         frames = [agent.frame(o[i], e.tokens[i]) for e, o in zip(going, observations, strict=True)]
         prompts = [e.tokens[i][-1:] + x for e, x in zip(going, frames, strict=True)]  # the last is not cached yet
         longest = (0 if caches[i].mask is None else caches[i].mask.shape[1]) + max(map(len, prompts)) + limit
         if longest > envs.max_length(agent.model):
-            raise envs.UserError(f"agent {i}: a history of {longest} tokens is longer than its model reads")
+            raise envs.UserError(f"agent {i}: {longest} tokens, padding included, are longer than its model reads")
         responses = generate(agent, prompts, caches[i], limit, args.temperature, generators[i])
         for e, o, frame, response in zip(going, observations, frames, responses, strict=True):
             e.tokens[i] += frame + response
@@ -320,13 +324,13 @@ def rollout(task: envs.Task, items: list[dict], agents: list[Agent], args: Args,
         for e, (reward, info) in zip(going, scores, strict=True):
             e.rewards.append(reward + shift)
             e.infos.append(info)
-        keep = [k for k, (reward, _) in enumerate(scores) if reward < task.success]
+        keep = [k for k, (reward, _) in enumerate(scores) if reward < task.success]  # success ends an episode early
         if turn + 1 == task.num_turns or not keep:
             break
         observations = [task.feedback(going[k].item, actions[k], scores[k][1], turn) for k in keep]
         going = [going[k] for k in keep]
         for cache in caches:
-            cache.select(torch.tensor(keep, device=cache.mask.device))
+            cache.place = cache.place[keep]
     return episodes
 
 
@@ -336,10 +340,10 @@ def gae(rewards, values, live, gamma: float, gae_lambda: float) -> torch.Tensor:
     advantages = torch.zeros_like(values)
     advantage = next_value = torch.zeros_like(values[0])
     for t in reversed(range(len(values))):
-        # TD error: delta_t = r_t + gamma V(h_{t+1}) - V(h_t); the last live turn bootstraps 0
+        # TD error: delta_t = r_t + gamma V(h_{t+1}) - V(h_t); GAE (1506.02438): A_t = delta_t + gamma lambda A_{t+1}
         delta = rewards[t] + gamma * next_value - values[t]
-        advantage = advantages[t] = (delta + gamma * gae_lambda * advantage) * live[t]  # GAE (arXiv 1506.02438)
-        next_value = values[t] * live[t]
+        advantage = advantages[t] = (delta + gamma * gae_lambda * advantage) * live[t]
+        next_value = values[t] * live[t]  # so that the last live turn bootstraps 0
     return advantages
 
 
@@ -353,8 +357,7 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
         rewards = torch.zeros(live.shape, dtype=agents[0].model.dtype, device=device)  # (T, B)
         rewards.T[live.T] = rewards.new_tensor([r for e in mb for r in e.rewards])
         values = rewards.new_zeros(num_turns, len(mb), len(agents))  # (T, B, N)
-        # Critics: one forward gives V at all turns, for the loss and, detached, for the advantages
-        for critic in critics:
+        for critic in critics:  # one forward gives V at all turns, for the loss and, detached, for the advantages
             tokens, ends = zip(*map(critic.encode, mb), strict=True)
             for rows in envs.microbatches([len(x) for x in tokens], args.microbatch_tokens):
                 v = critic([tokens[k] for k in rows], [ends[k] for k in rows], num_turns).to(device)  # (T, b)
@@ -367,23 +370,22 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
                 values[:, torch.tensor(rows)[:, None], critic.reads] = fixed.unsqueeze(-1)
             optimize(f"iteration {iteration}, critic of agents {critic.reads}", critic, args.max_grad_norm)
         errors = gae(rewards.unsqueeze(-1), values, live.unsqueeze(-1), args.gamma, args.gae_lambda)  # (T, B, N)
-        returns = gae(rewards.unsqueeze(-1), torch.zeros_like(values), live.unsqueeze(-1), args.gamma, 1.0)
-        # Advantage: the TD error, with V(h_t) as its baseline; or Q(h_t, a_t)
+        returns = gae(rewards.unsqueeze(-1), torch.zeros_like(values), live.unsqueeze(-1), args.gamma, 1.0)  # G_t
+        # Advantage A_t: the TD error (GAE if gae_lambda > 0), V(h_t) being its baseline; or Q(h_t, a_t), without one
         advantages = errors if args.critic_type == "v" else values * live.unsqueeze(-1)
         mean = envs.all_sum(advantages[live].sum(0)) / num_live  # (N,)
         variance = envs.all_sum(((advantages - mean)[live] ** 2).sum(0)) / num_live  # (N,)
-        if args.norm_adv:  # advantage normalisation
+        if args.norm_adv:  # advantage normalisation: (A_t - mean) / sd
             advantages = (advantages - mean) / (variance.sqrt() + 1e-8)
-        # Agents: one forward gives log pi of all turns
         logps, kl, norms = torch.zeros_like(advantages), torch.zeros_like(mean), []  # (T, B, N), (N,)
-        for i, agent in enumerate(agents):
+        for i, agent in enumerate(agents):  # one forward gives log pi of all turns
             for rows in envs.microbatches([len(e.tokens[i]) for e in mb], args.microbatch_tokens):
                 tokens, turns = [mb[k].tokens[i] for k in rows], [mb[k].turns[i] for k in rows]
                 logp = logprobs(agent, tokens, turns, num_turns, args.temperature).to(device)  # (T, b), 0 if dead
                 # Policy gradient: grad log pi_i(a_it | h_it) A_it, mean over live turns
                 loss = -(logp * advantages[:, rows, i]).sum() / num_live
                 if args.kl_coef:
-                    with torch.no_grad(), agent.model.disable_adapter() if args.lora_rank else nullcontext():
+                    with torch.no_grad(), agent.model.disable_adapter() if args.lora_rank else torch.no_grad():
                         reference = logprobs(agent.reference, tokens, turns, num_turns, args.temperature).to(device)
                     # KL penalty: grad KL(pi_i || reference) = E[grad log pi_i (log pi_i - log reference)]
                     log_ratio = logp.detach() - reference  # (T, b)
@@ -412,9 +414,7 @@ def evaluate(task: envs.Task, agents: list[Agent], args: Args, device) -> tuple[
     """Metrics over eval_samples episodes of each held-out item, after each turn and at the end; and the episodes."""
     start, generator = time.time(), torch.Generator(device).manual_seed(args.seed + envs.rank())
     items = [x for x in task.eval[: args.eval_episodes // args.eval_samples] for _ in range(args.eval_samples)]
-    mine = envs.share(items)
-    batches = [mine[k : k + args.num_envs] for k in range(0, len(mine), args.num_envs)]
-    episodes = envs.gather([e for batch in batches for e in rollout(task, batch, agents, args, generator)])
+    episodes = envs.gather([e for xs in envs.parts(items, args) for e in rollout(task, xs, agents, args, generator)])
     metrics = {"episodic_return": sum(sum(e.rewards) for e in episodes) / len(episodes)}
     metrics["tokens"] = sum(t >= 0 for e in episodes for turns in e.turns for t in turns) / len(episodes)
     metrics["time"] = (time.time() - start) / len(episodes)  # of an episode among num_envs parallel ones
@@ -449,7 +449,7 @@ def main(args: Args) -> None:
     writer = envs.open_run(run_dir, args, global_step)
     generator, start_time, start_step = torch.Generator(device), time.time(), global_step
     stop = envs.stop_signal()  # Ctrl-C or SIGTERM: save after this iteration, and end
-    scalars, fresh = {}, not args.resume  # fresh: this step is not evaluated and saved yet
+    scalars, fresh = {}, not args.resume  # fresh: this step is still to be evaluated and saved
     bar = tqdm(total=args.total_env_steps, initial=global_step, unit="step", disable=envs.rank() > 0)
     while True:
         done = global_step >= args.total_env_steps
@@ -468,10 +468,10 @@ def main(args: Args) -> None:
             save(run_dir, agents, models, args, iteration, global_step)
         if last:
             break
-        generator.manual_seed(args.seed << 32 | envs.rank() << 24 | iteration)  # so that no random state is to be saved
+        generator.manual_seed(args.seed << 32 | envs.rank() << 24 | iteration)  # so no random state is saved
         items = envs.sample(task.train, args.num_envs, args.seed, iteration)
         rollout_start, reward_time = time.time(), task.reward_time
-        episodes = rollout(task, envs.share(items), agents, args, generator)
+        episodes = [e for xs in envs.parts(items, args) for e in rollout(task, xs, agents, args, generator)]
         update_start = time.time()
         metrics = update(episodes, agents, critics, task.num_turns, args, iteration)
         end = time.time()

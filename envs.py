@@ -1,7 +1,7 @@
 # docs: README.md#envspy
 """The tasks that a team is trained on, the sandbox for model-written code, the scripts' command line and run folder.
 
-An item is a plain dict that holds all a task knows of an episode, so every method of a task is pure. `score` is the raw
+An item is a plain dict with all that a task knows of an episode; `score` and `feedback` are pure. `score` is the raw
 reward in the paper's range; the scripts add `reward_shift`. A new task is a subclass of `Task`, named in `TASKS`.
 """
 
@@ -88,8 +88,7 @@ def parse_args(args_class, argv=None):
     if args.num_envs is None:
         args.num_envs = TASKS.get(args.task, Task).num_envs
     numbers = {k: v for k, v in asdict(args).items() if type(v) in (int, float) and k != "reward_shift"}
-    coefficients = {"vf_coef", "gamma", "gae_lambda", "kl_coef"}
-    at_least_0 = coefficients | {"seed", "eval_every", "save_every", "lora_rank", "sparse"}
+    at_least_0 = "seed eval_every save_every lora_rank sparse vf_coef gamma gae_lambda kl_coef".split()
     group, kind = getattr(args, "num_generations", 1), getattr(args, "baseline", "none")
     steps = args.num_minibatches * group * world_size() or 1
     for name, is_good, allowed in [
@@ -190,9 +189,8 @@ def write_checkpoint(run_dir, models, args, iteration, global_step):
 
 
 def read_checkpoint(run_dir, models, args, device):
-    """Put models and optimizers back as they were in the newest checkpoint that can be read: (iteration, global_step).
-    UserError if none can, or if it is of other args or models: only how long a run goes on, and how it is watched, may
-    change."""
+    """Put models and optimizers back as in the newest checkpoint that can be read: (iteration, global_step). UserError
+    if none can, or if it is of other models or args, but for how long a run goes on, and how it is watched."""
     for path in sorted(run_dir.glob("checkpoint_*.pt"), reverse=True):
         try:
             state = import_module("torch").load(path, map_location=device, weights_only=True)
@@ -254,9 +252,11 @@ def any_rank(flag, device):
     return bool(all_sum(import_module("torch").tensor(float(flag), device=device)))
 
 
-def share(items):
-    """This rank's part of a list, consecutive items; the parts are equal if their number allows it."""
-    return items[rank() * len(items) // world_size() : (rank() + 1) * len(items) // world_size()]
+def parts(items, args):
+    """This rank's part of a list, consecutive items, in lists of as many as a rollout plays at once."""
+    mine = items[rank() * len(items) // world_size() : (rank() + 1) * len(items) // world_size()]
+    at_once = min(args.num_envs, args.rollout_batch)
+    return [mine[k : k + at_once] for k in range(0, len(mine), at_once)]
 
 
 def gather(items):
@@ -328,7 +328,7 @@ def max_length(model):
 
 
 def microbatches(lengths: list[int], budget: int, group: int = 1):
-    """Lists of rows of like length: at most `budget` tokens, one tenth of them padding (but one row at least). `group`
+    """Lists of rows of like length: at most `budget` tokens, a tenth of them padding at most (but one row). `group`
     consecutive rows, which may share a beginning, stay together where all such groups keep to the budget."""
     units = [range(k, k + group) for k in range(0, len(lengths), group)]
     sizes = [sum(lengths[k] for k in unit) for unit in units]
@@ -345,7 +345,7 @@ def microbatches(lengths: list[int], budget: int, group: int = 1):
 
 
 def pack(tokens: list[list[int]], turns: list[list[int]], model):
-    """b histories in p rows, one for each o_0: it, but for its last token, then the rest of each that begins with it.
+    """b histories in p rows: those of one o_0 share a row (o_0 but for its last token, then the rest of each).
     ids, turns (as given), episodes (-1: of all in its row), each (p, S); and what the model has to know of sharing."""
     torch = import_module("torch")
     for share in (True, False):  # a row for each history after all, where tails are so long that padding eats the gain

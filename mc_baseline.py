@@ -7,14 +7,13 @@ Not as in the paper: an episode is one growing token sequence per agent (one for
 and actions are sampled from the very distribution that is trained. The defaults suit models/tiny on two CPU cores.
 
 CPU:      python mc_baseline.py --task coding --seed 1
-one GPU:  add --model Qwen/Qwen2.5-Coder-0.5B-Instruct --actor-lr 5e-6 --dtype bfloat16
-GPUs:     torchrun --nproc-per-node=8 instead of python: the episodes of each iteration are split over them
+one GPU:  python mc_baseline.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct --actor-lr 5e-6 --dtype bfloat16
+GPUs:     torchrun --nproc-per-node=8 mc_baseline.py with the same flags: each iteration's episodes are split over them
 """
-# Shapes: B episodes (K of each item in MC), N agents, T turns, S tokens of a sequence, R tokens of a response,
+# Shapes: B episodes (of an update: of a minibatch), N agents, T turns, S tokens of a sequence, R tokens of a response,
 # V vocabulary, D width, b episodes of a microbatch, p distinct o_0 and n response tokens in it, k rows being decoded.
 
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, Cache, DynamicLayer
 
@@ -55,7 +55,9 @@ class Args:
     total_env_steps: int = 2048
     """joint actions to train for"""
     num_envs: int | None = None
-    """episodes rolled out in parallel for each iteration (B); the task's own by default"""
+    """episodes of an iteration (B); the task's own by default"""
+    rollout_batch: int = 64
+    """episodes that are played at once, at most num_envs: bounds the memory of the KV caches"""
     num_minibatches: int = 1
     """gradient steps per iteration, each on num_envs / num_minibatches whole episodes; 1: strictly on policy"""
     microbatch_tokens: int = 2048
@@ -83,7 +85,7 @@ class Args:
     eval_every: int = 10
     """iterations between evaluations on held-out items; 0: only at the start and the end"""
     eval_episodes: int = 128
-    """episodes of an evaluation, at most eval_samples of each held-out item"""
+    """most episodes of an evaluation: eval_samples of each of the first held-out items"""
     eval_samples: int = 4
     """episodes of each held-out item in an evaluation, for pass@k"""
     save_every: int = 25
@@ -97,11 +99,11 @@ class Args:
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto is cuda if there is one"""
     agent_devices: list[str] = field(default_factory=list)
-    """devices for the agents, then the critics, in turn, e.g. cuda:0 cuda:1: agents act at once; --device by default"""
+    """devices for the agents, in turn, e.g. cuda:0 cuda:1: agents act at once; --device by default"""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """arithmetic of the models; bfloat16 is autocast over float32 weights"""
     lora_rank: int = 0
-    """rank of LoRA adapters (peft) to train instead of the weights, which all models then share; 0: none"""
+    """rank of LoRA adapters (peft) to train instead of the weights, which models of one name then share; 0: none"""
     gradient_checkpointing: bool = False
     """keep only the inputs of layers for the backward pass: less memory for one more forward"""
 
@@ -116,9 +118,9 @@ class Agent(nn.Module):
         self.optimizer = torch.optim.AdamW(self.parameters(), lr=args.actor_lr, weight_decay=0.0, fused=True)
         if args.kl_coef:  # the reference: this model without its adapters, or a second one, which never learns
             reference = self.model if args.lora_rank else envs.load_model(AutoModelForCausalLM, name, args, device)[0]
-            self.reference = SimpleNamespace(model=reference)  # no module of this one: not trained, not saved
+            self.reference = SimpleNamespace(model=reference)  # so that it is no submodule: not trained, not saved
         config = self.model.generation_config
-        config.do_sample, eos = True, config.eos_token_id  # or it can not be saved: greedy beside a temperature
+        config.do_sample, eos = True, config.eos_token_id  # transformers saves no temperature without do_sample
         self.eos = {*(eos if isinstance(eos, list) else [eos]), self.tokenizer.eos_token_id} - {None}
         # What stands around the user's text in the first and in later turns; plain text if there is no chat template
         self.first, self.later = ("", "\n"), ("\n", "\n")
@@ -133,11 +135,11 @@ class Agent(nn.Module):
         before, after = self.later if history else self.first
         bos = not history and not self.tokenizer.chat_template  # a template writes its own
         tokens = self.tokenizer(before + observation + after, add_special_tokens=bos)["input_ids"]
-        return tokens[1:] if history and {history[-1], tokens[0]} <= self.eos else tokens  # the reply has its EOS
+        return tokens[1:] if history and {history[-1], tokens[0]} <= self.eos else tokens  # the reply ends with it
 
 
 def optimize(name: str, model: nn.Module, max_grad_norm: float) -> torch.Tensor:
-    """Sum the gradient over ranks, clip, step; its norm before, (). A non-finite one stops the run before any harm."""
+    """Sum the gradient over ranks, clip it, step. Gives its norm before clipping, (); raises if that is not finite."""
     envs.all_sum(*(p.grad for p in model.parameters() if p.grad is not None))
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     if not norm.isfinite():
@@ -151,22 +153,23 @@ def optimize(name: str, model: nn.Module, max_grad_norm: float) -> torch.Tensor:
 class RowsLayer(DynamicLayer):
     """One layer's keys and values, (2, B, heads, columns, width), of which a forward of k rows writes the first k."""
 
-    def update(self, key_states, value_states, *args, **kwargs):  # in place: a new token copies nothing of the past
+    def update(self, key_states, value_states, *args, **kwargs):  # in place: the past is copied every 64 columns only
         new, start = torch.stack([key_states, value_states]), self.get_seq_length()  # (2, k, heads, new, width)
         k, end = new.shape[1], start + new.shape[3]
         if not self.is_initialized:
             self.buffer, self.is_initialized = new, True
-        if end > self.buffer.shape[3]:
-            self.buffer = F.pad(self.buffer, (0, 0, 0, end + 64 - self.buffer.shape[3]))
+        rows, columns = self.buffer.shape[1], self.buffer.shape[3]
+        if k > rows or end > columns:
+            self.buffer = F.pad(self.buffer, (0, 0, 0, max(0, end + 64 - columns), 0, 0, 0, max(0, k - rows)))
         self.buffer[:, :k, :, start:end] = new
         self.keys, self.values = self.buffer[:, :k, :, :end]
         return self.keys, self.values
 
 
 class RowsCache(Cache):
-    """KV cache of a batch of episodes; mask (B, columns) is 1 at their tokens and 0 at the holes between them."""
+    """KV cache of a batch of episodes, that of the k-th in row place[k]; mask (B, columns) is 0 at what is no token."""
 
-    mask = None
+    mask = place = None
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows, in this order; one may be repeated."""
@@ -185,24 +188,27 @@ class RowsCache(Cache):
 @torch.inference_mode()
 def generate(agent, prompts, cache, max_new_tokens: int, temperature: float, generator) -> list[list[int]]:
     """Sample a response to each prompt, its EOS included; the cache then holds all but the last token of each.
-    prompts: for each row of the cache (any number if it is empty) the tokens that are not in it yet."""
-    tensor = {"dtype": torch.long, "device": agent.model.device}
-    unique = prompts if cache.mask is not None else list(dict.fromkeys(map(tuple, prompts)))
-    longest = max(map(len, unique))
-    ids = torch.tensor([[0] * (longest - len(x)) + list(x) for x in unique], **tensor)  # (B, S), padded on the left
-    real = torch.tensor([[0] * (longest - len(x)) + [1] * len(x) for x in unique], **tensor)  # (B, S)
-    cache.mask = real[:, :0] if cache.mask is None else cache.mask  # (B, columns)
-    eos = torch.tensor(sorted(agent.eos), **tensor)
-    rows = torch.arange(len(prompts), **tensor)  # (B,) which prompt a row of the batch answers
-    sampled = torch.full((len(prompts), max_new_tokens), -1, **tensor)  # (B, R), -1 after the end
+    prompts: for each row of the cache (if it is empty, for any number of rows) the tokens that are not in it yet."""
+    new, order = cache.mask is None, sorted(range(len(prompts)), key=lambda r: -len(prompts[r]))  # the longest first
+    read = [tuple(prompts[r]) for r in order]
+    read = list(dict.fromkeys(read)) if new else read  # p prompts: samples of one share its prefill
+    ids = pad_sequence([torch.tensor(x) for x in read], True, -1, "left").to(agent.model.device)  # (p, S)
+    real, ids = (ids >= 0).long(), ids.clamp(min=0)
+    eos, rows = ids.new_tensor(sorted(agent.eos)), ids.new_tensor(order)  # rows (B,): which prompt a row answers
+    cache.mask = real.new_zeros(len(rows), 0) if new else cache.mask  # (B, columns)
+    cache.select(rows if new else cache.place[rows])
+    sampled = ids.new_full((len(prompts), max_new_tokens), -1)  # (B, R), -1 after the end
     for step in range(max_new_tokens):
-        cache.mask = torch.cat([cache.mask, real], 1)  # (B, columns)
-        mask = cache.mask[: len(ids)]  # (k, columns)
-        positions = (mask.cumsum(1) - 1)[:, -ids.shape[1] :].clamp(min=0)  # (k, S), then (k, 1): real tokens counted
-        out = agent.model(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1)
+        past, by = cache.mask.shape[1], max(8, ids.shape[1] // 8)
+        cache.mask = torch.cat([cache.mask[: len(real)], real], 1)  # (p, columns), then (B, columns)
+        positions = (cache.mask.cumsum(1) - 1)[:, past:].clamp(min=0)  # (p, S), then (B, 1): real tokens counted
+        for at in range(0, ids.shape[1], by):  # an eighth of a long prompt at a time, by the rows that have begun
+            k = len(ids) if step else sum(len(x) + at + by > ids.shape[1] for x in read)
+            seen = {"attention_mask": cache.mask[:k, : past + at + by], "position_ids": positions[:k, at : at + by]}
+            out = agent.model(ids[:k, at : at + by], **seen, past_key_values=cache, logits_to_keep=1)
         logits = out.logits[:, -1].to(agent.model.dtype)  # (k, V)
-        if len(logits) < len(prompts) and step == 0:  # samples of one prompt share its prefill
-            index = torch.tensor([unique.index(tuple(x)) for x in prompts], **tensor)  # (B,)
+        if new and step == 0:
+            index = ids.new_tensor([read.index(tuple(prompts[r])) for r in order])  # (B,)
             cache.select(index)
             logits = logits[index]  # (B, V)
         cdf = F.softmax(logits / temperature, -1).cumsum(-1, dtype=torch.float64)  # (k, V), of pi(. | h)
@@ -219,8 +225,8 @@ def generate(agent, prompts, cache, max_new_tokens: int, temperature: float, gen
             cache.move(source, to)
             rows[to], ids[to] = rows[source], ids[source]
             ids = ids[:k]
-        real = (torch.arange(len(prompts), **tensor) < k).long()[:, None]  # (B, 1)
-    cache.select(rows.argsort())
+        real = (torch.arange(len(prompts), device=ids.device) < k).long()[:, None]  # (B, 1)
+    cache.place = rows.argsort()
     return [[token for token in response if token >= 0] for response in sampled.tolist()]
 
 
@@ -229,12 +235,12 @@ def logprobs(agent, tokens, turns, num_turns: int, temperature: float) -> torch.
     """log pi(a_t | h_t) of all turns of b episodes, from one forward: (T, b), 0 where an episode has no turn t. Of a
     response it is the sum over its tokens, the EOS that ends it included, at the temperature of the sampling.
     tokens: b histories; turns: for each of their tokens the turn of the response it belongs to, or -1."""
-    ids, turns, episodes, shared = envs.pack(tokens, turns, agent.model)  # (p, S): a row for each o_0
+    ids, turns, episodes, shared = envs.pack(tokens, turns, agent.model)  # (p, S): those of one o_0 may share a row
     actions, turns = ids.roll(-1, 1), turns.roll(-1, 1)  # (p, S), of the next token; no row starts with a response
     acts = turns >= 0  # (p, S)
     # A boolean logits_to_keep: logits exist at acts only, (n, V)
     logits = agent.model(ids, use_cache=False, logits_to_keep=acts, **shared).logits.to(agent.model.dtype)
-    logp = -F.cross_entropy(logits / temperature, actions[acts], reduction="none")  # (n,)
+    logp = -F.cross_entropy(logits / temperature, actions[acts], reduction="none")  # (n,), summed by turn
     return logp.new_zeros(num_turns, len(tokens)).index_put((turns[acts], episodes[acts]), logp, accumulate=True)
 
 
@@ -262,12 +268,12 @@ def rollout(task: envs.Task, items: list[dict], agents: list[Agent], args: Args,
     generators = [torch.Generator(a.model.device).manual_seed(s) for a, s in zip(agents, seeds, strict=True)]
 
     def act(i: int, agent: Agent) -> None:
-        """Agent i reads what it is told in this turn, and responds."""
+        """Agent i reads what it is told in this turn (see the loop below), and responds."""
         frames = [agent.frame(o[i], e.tokens[i]) for e, o in zip(going, observations, strict=True)]
         prompts = [e.tokens[i][-1:] + x for e, x in zip(going, frames, strict=True)]  # the last is not cached yet
         longest = (0 if caches[i].mask is None else caches[i].mask.shape[1]) + max(map(len, prompts)) + limit
         if longest > envs.max_length(agent.model):
-            raise envs.UserError(f"agent {i}: a history of {longest} tokens is longer than its model reads")
+            raise envs.UserError(f"agent {i}: {longest} tokens, padding included, are longer than its model reads")
         responses = generate(agent, prompts, caches[i], limit, args.temperature, generators[i])
         for e, o, frame, response in zip(going, observations, frames, responses, strict=True):
             e.tokens[i] += frame + response
@@ -281,13 +287,13 @@ def rollout(task: envs.Task, items: list[dict], agents: list[Agent], args: Args,
         for e, (reward, info) in zip(going, scores, strict=True):
             e.rewards.append(reward + shift)
             e.infos.append(info)
-        keep = [k for k, (reward, _) in enumerate(scores) if reward < task.success]
+        keep = [k for k, (reward, _) in enumerate(scores) if reward < task.success]  # success ends an episode early
         if turn + 1 == task.num_turns or not keep:
             break
         observations = [task.feedback(going[k].item, actions[k], scores[k][1], turn) for k in keep]
         going = [going[k] for k in keep]
         for cache in caches:
-            cache.select(torch.tensor(keep, device=cache.mask.device))
+            cache.place = cache.place[keep]
     return episodes
 
 
@@ -297,10 +303,10 @@ def gae(rewards, values, live, gamma: float, gae_lambda: float) -> torch.Tensor:
     advantages = torch.zeros_like(values)
     advantage = next_value = torch.zeros_like(values[0])
     for t in reversed(range(len(values))):
-        # TD error: delta_t = r_t + gamma V(h_{t+1}) - V(h_t); the last live turn bootstraps 0
+        # TD error: delta_t = r_t + gamma V(h_{t+1}) - V(h_t); GAE (1506.02438): A_t = delta_t + gamma lambda A_{t+1}
         delta = rewards[t] + gamma * next_value - values[t]
-        advantage = advantages[t] = (delta + gamma * gae_lambda * advantage) * live[t]  # GAE (arXiv 1506.02438)
-        next_value = values[t] * live[t]
+        advantage = advantages[t] = (delta + gamma * gae_lambda * advantage) * live[t]
+        next_value = values[t] * live[t]  # so that the last live turn bootstraps 0
     return advantages
 
 
@@ -333,11 +339,10 @@ def update(episodes, agents, num_turns: int, args: Args, iteration: int) -> dict
         advantages = advantages.unsqueeze(-1).expand(-1, -1, len(agents))
         mean = envs.all_sum(advantages[live].sum(0)) / num_live  # (N,)
         variance = envs.all_sum(((advantages - mean)[live] ** 2).sum(0)) / num_live  # (N,)
-        if args.norm_adv:  # advantage normalisation
+        if args.norm_adv:  # advantage normalisation: (A_t - mean) / sd
             advantages = (advantages - mean) / (variance.sqrt() + 1e-8)
-        # Agents: one forward gives log pi of all turns
         logps, kl, norms = torch.zeros_like(advantages), torch.zeros_like(mean), []  # (T, B, N), (N,)
-        for i, agent in enumerate(agents):
+        for i, agent in enumerate(agents):  # one forward gives log pi of all turns
             lengths = [len(e.tokens[i]) for e in mb]  # the K episodes of an item stay together: o_0 is read once
             for rows in envs.microbatches(lengths, args.microbatch_tokens, args.num_generations):
                 tokens, turns = [mb[k].tokens[i] for k in rows], [mb[k].turns[i] for k in rows]
@@ -345,7 +350,7 @@ def update(episodes, agents, num_turns: int, args: Args, iteration: int) -> dict
                 # Policy gradient: grad log pi_i(a_it | h_it) A_it, mean over live turns
                 loss = -(logp * advantages[:, rows, i]).sum() / num_live
                 if args.kl_coef:
-                    with torch.no_grad(), agent.model.disable_adapter() if args.lora_rank else nullcontext():
+                    with torch.no_grad(), agent.model.disable_adapter() if args.lora_rank else torch.no_grad():
                         reference = logprobs(agent.reference, tokens, turns, num_turns, args.temperature).to(device)
                     # KL penalty: grad KL(pi_i || reference) = E[grad log pi_i (log pi_i - log reference)]
                     log_ratio = logp.detach() - reference  # (T, b)
@@ -372,9 +377,7 @@ def evaluate(task: envs.Task, agents: list[Agent], args: Args, device) -> tuple[
     """Metrics over eval_samples episodes of each held-out item, after each turn and at the end; and the episodes."""
     start, generator = time.time(), torch.Generator(device).manual_seed(args.seed + envs.rank())
     items = [x for x in task.eval[: args.eval_episodes // args.eval_samples] for _ in range(args.eval_samples)]
-    mine = envs.share(items)
-    batches = [mine[k : k + args.num_envs] for k in range(0, len(mine), args.num_envs)]
-    episodes = envs.gather([e for batch in batches for e in rollout(task, batch, agents, args, generator)])
+    episodes = envs.gather([e for xs in envs.parts(items, args) for e in rollout(task, xs, agents, args, generator)])
     metrics = {"episodic_return": sum(sum(e.rewards) for e in episodes) / len(episodes)}
     metrics["tokens"] = sum(t >= 0 for e in episodes for turns in e.turns for t in turns) / len(episodes)
     metrics["time"] = (time.time() - start) / len(episodes)  # of an episode among num_envs parallel ones
@@ -407,7 +410,7 @@ def main(args: Args) -> None:
     writer = envs.open_run(run_dir, args, global_step)
     generator, start_time, start_step = torch.Generator(device), time.time(), global_step
     stop = envs.stop_signal()  # Ctrl-C or SIGTERM: save after this iteration, and end
-    scalars, fresh = {}, not args.resume  # fresh: this step is not evaluated and saved yet
+    scalars, fresh = {}, not args.resume  # fresh: this step is still to be evaluated and saved
     bar = tqdm(total=args.total_env_steps, initial=global_step, unit="step", disable=envs.rank() > 0)
     while True:
         done = global_step >= args.total_env_steps
@@ -426,11 +429,11 @@ def main(args: Args) -> None:
             save(run_dir, agents, models, args, iteration, global_step)
         if last:
             break
-        generator.manual_seed(args.seed << 32 | envs.rank() << 24 | iteration)  # so that no random state is to be saved
+        generator.manual_seed(args.seed << 32 | envs.rank() << 24 | iteration)  # so no random state is saved
         items = envs.sample(task.train, args.num_envs // args.num_generations, args.seed, iteration)
         items = [item for item in items for _ in range(args.num_generations)]
         rollout_start, reward_time = time.time(), task.reward_time
-        episodes = rollout(task, envs.share(items), agents, args, generator)
+        episodes = [e for xs in envs.parts(items, args) for e in rollout(task, xs, agents, args, generator)]
         update_start = time.time()
         metrics = update(episodes, agents, task.num_turns, args, iteration)
         end = time.time()

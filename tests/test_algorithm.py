@@ -119,13 +119,15 @@ def test_batched_cached_generation_equals_unbatched(model, other_model):
     task = envs.make("coding")
     prompts = [agent.frame(task.observe(item)[k % 2], []) for k, item in enumerate(task.train[:4])]
     prompts = [*prompts, prompts[2], agent.frame("x", [])]  # of different lengths, two of them equal
+    prompts[1] = agent.frame("a long one " * 80, [])  # several blocks of columns are read, the first ones by it alone
+    assert len(prompts[1]) > 128 + len(prompts[0])
     cache = collm_cc.RowsCache(layer_class_to_replicate=collm_cc.RowsLayer)
     histories, limit = [[] for _ in prompts], 10
     alive, frames = list(range(len(prompts))), dict(enumerate(prompts))
     for turn, kept in enumerate([alive, [0, 1, 3, 4, 5], [5, 3, 0]]):  # rows leave between the turns
         if turn:
-            cache.select(torch.tensor([alive.index(k) for k in kept]))
-            frames = {k: agent.frame(f"again {turn} " * (k + 1), histories[k]) for k in kept}
+            cache.place = cache.place[[alive.index(k) for k in kept]]
+            frames = {k: agent.frame(f"again {turn} " * (9 * k + 1), histories[k]) for k in kept}
             alive = kept
         feed = [histories[k][-1:] + frames[k] for k in alive]
         out = collm_cc.generate(agent, feed, cache, limit, 1e-9, torch.Generator().manual_seed(turn))
@@ -145,6 +147,7 @@ def test_cache_holds_the_same_values_as_a_forward_without_it():
     out = collm_cc.generate(agent, prompts, cache, 60, 1.0, torch.Generator().manual_seed(0))
     assert len(set(map(len, out))) > 2
     ids = torch.tensor([response[-1:] for response in out])
+    cache.select(cache.place)
     mask = torch.cat([cache.mask, torch.ones(6, 1, dtype=torch.long)], 1)
     with torch.inference_mode():
         positions = mask.sum(1, keepdim=True) - 1
@@ -190,6 +193,13 @@ def test_sampled_tokens_are_distributed_as_the_softmax():
     chi = sum(((o - e) ** 2 / e).sum() for o, e in pairs)
     freedom = float(often.sum())
     assert abs(chi - freedom) < 4 * (2 * freedom) ** 0.5  # mean and 4 standard deviations of the statistic
+
+
+def test_a_rollout_plays_at_most_rollout_batch_episodes_at_once():
+    args = make_args(collm_cc, num_envs=8, rollout_batch=3)
+    assert envs.parts(list(range(8)), args) == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    args.num_envs, args.rollout_batch = 2, 64  # nor does an evaluation play more than an iteration does
+    assert envs.parts(list(range(5)), args) == [[0, 1], [2, 3], [4]]
 
 
 # ------------------------------------------------------------------------------------------- log-probs and values
@@ -268,7 +278,7 @@ def test_values_equal_a_naive_loop_over_prefixes():
         assert len(ends[k]) == len(e.rewards) and ends[k][-1] == len(tokens[k]) - 1
         for t, end in enumerate(ends[k] if k % 3 == 0 else []):
             alone = critic([tokens[k][: end + 1]], [[end]], 1)
-            assert float(values[t, k]) == pytest.approx(float(alone), abs=1e-10)
+            assert values[t, k].item() == pytest.approx(alone.item(), abs=1e-10)
 
 
 def test_what_each_critic_reads():
@@ -346,10 +356,10 @@ def reference_losses(script, episodes, agents, critics, args):
             hidden = critic.body(torch.tensor([tokens])).last_hidden_state[0]
             v = [critic.head(hidden[end])[0] for end in ends]
             for t in turns:
-                target = e.rewards[t] + (args.gamma * float(v[t + 1]) if t + 1 in turns else 0.0)
+                target = e.rewards[t] + (args.gamma * v[t + 1].item() if t + 1 in turns else 0.0)
                 losses[c] = losses[c] + args.vf_coef * (v[t] - target) ** 2 / live
                 for i in critic.reads:
-                    advantages[i][k][t] = target - float(v[t])
+                    advantages[i][k][t] = target - v[t].item()
         if script is mc_baseline:
             group = episodes[k // args.num_generations * args.num_generations :][: args.num_generations]
             for t in turns:
@@ -493,11 +503,11 @@ def test_q_critic_advantage_is_q_and_its_target_bootstraps_q(monkeypatch):
         hidden = critic.body(torch.tensor([tokens])).last_hidden_state[0]
         q = [critic.head(hidden[end])[0] for end in ends]
         for t in range(len(q)):
-            target = e.rewards[t] + (args.gamma * float(q[t + 1]) if t + 1 < len(q) else 0.0)
+            target = e.rewards[t] + (args.gamma * q[t + 1].item() if t + 1 < len(q) else 0.0)
             losses[0] = losses[0] + args.vf_coef * (q[t] - target) ** 2 / live
         for i, agent in enumerate(agents):
             logp = collm_cc.logprobs(agent, [e.tokens[i]], [e.turns[i]], 3, 1.0)[:, 0]
-            losses[i + 1] = losses[i + 1] - sum(logp[t] * float(q[t]) for t in range(len(q))) / live
+            losses[i + 1] = losses[i + 1] - sum(logp[t] * q[t].item() for t in range(len(q))) / live
     expected = []
     for loss, model in zip(losses, [critic, *agents], strict=True):
         grads = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)

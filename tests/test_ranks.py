@@ -19,7 +19,7 @@ def team_update(script):
     args = make_args(script, num_generations=2)
     agents, critics = make_team(script, args)
     _, episodes = play(script, agents, args)
-    script.update(envs.share(episodes), agents, *([critics] if critics else []), 3, args, 0)
+    script.update(envs.parts(episodes, args)[0], agents, *([critics] if critics else []), 3, args, 0)
     return [p.detach().clone() for model in [*agents, *critics] for p in model.parameters()]
 
 
