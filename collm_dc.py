@@ -188,15 +188,15 @@ def optimize(name: str, model: nn.Module, max_grad_norm: float) -> torch.Tensor:
 
 # =================================================== generate ===================================================
 class RowsLayer(DynamicLayer):
-    """One layer's keys and values, (2, B, heads, columns, width), of which a forward of k rows writes the first k."""
+    """Keys and values of a layer, (2, B, heads, columns, width), of which a forward of k rows writes the first k."""
 
-    def update(self, key_states, value_states, *args, **kwargs):  # in place: the past is copied every 64 columns only
-        new, start = torch.stack([key_states, value_states]), self.get_seq_length()  # (2, k, heads, new, width)
+    def update(self, keys, values, *args, **kwargs):  # in place; autocast leaves keys float32, but attends in bfloat16
+        new, start = torch.stack([keys.to(values.dtype), values]), self.get_seq_length()  # (2, k, heads, new, width)
         k, end = new.shape[1], start + new.shape[3]
         if not self.is_initialized:
             self.buffer, self.is_initialized = new, True
         rows, columns = self.buffer.shape[1], self.buffer.shape[3]
-        if k > rows or end > columns:
+        if k > rows or end > columns:  # 64 more columns than needed, so that the past is seldom copied
             self.buffer = F.pad(self.buffer, (0, 0, 0, max(0, end + 64 - columns), 0, 0, 0, max(0, k - rows)))
         self.buffer[:, :k, :, start:end] = new
         self.keys, self.values = self.buffer[:, :k, :, :end]

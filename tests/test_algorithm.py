@@ -157,6 +157,20 @@ def test_cache_holds_the_same_values_as_a_forward_without_it():
             torch.testing.assert_close(logits[k], alone, rtol=0, atol=1e-10)
 
 
+def test_the_cache_is_as_small_as_autocast_allows():
+    """Rotary embeddings give float32 keys under autocast; attention reads them as bfloat16, so that is what is kept."""
+    agent = collm_cc.Agent("models/tiny", make_args(collm_cc, dtype="bfloat16"), CPU)
+    cache = collm_cc.RowsCache(layer_class_to_replicate=collm_cc.RowsLayer)
+    prompt = agent.frame("Say anything.", [])
+    collm_cc.generate(agent, [prompt], cache, 2, 1.0, torch.Generator().manual_seed(0))
+    assert {layer.buffer.dtype for layer in cache.layers} == {torch.bfloat16}
+    with torch.inference_mode():
+        alone = agent.model(torch.tensor([prompt])).logits[0, -1]
+        ids, cache = torch.tensor([prompt]), collm_cc.RowsCache(layer_class_to_replicate=collm_cc.RowsLayer)
+        cached = agent.model(ids, past_key_values=cache).logits[0, -1]
+    torch.testing.assert_close(cached, alone, rtol=0, atol=0)
+
+
 def test_sampling_distribution_is_the_trained_one(monkeypatch):
     """The probabilities that were sampled from are the ones whose logs `logprobs` gives, at the same temperature."""
     args = make_args(collm_cc, temperature=0.7)
