@@ -355,7 +355,7 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
         live = torch.tensor([[t < len(e.rewards) for e in mb] for t in range(num_turns)], device=device)  # (T, B)
         num_live = envs.all_sum(live.sum())  # (), of all ranks: it divides the losses
         rewards = torch.zeros(live.shape, dtype=agents[0].model.dtype, device=device)  # (T, B)
-        rewards.T[live.T] = rewards.new_tensor([r for e in mb for r in e.rewards])
+        rewards.T[live.T] = rewards.new_tensor([r for e in mb for r in e.rewards])  # 0 at dead turns
         values = rewards.new_zeros(num_turns, len(mb), len(agents))  # (T, B, N)
         for critic in critics:  # one forward gives V at all turns, for the loss and, detached, for the advantages
             tokens, ends = zip(*map(critic.encode, mb), strict=True)
@@ -376,7 +376,7 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
         mean = envs.all_sum(advantages[live].sum(0)) / num_live  # (N,)
         variance = envs.all_sum(((advantages - mean)[live] ** 2).sum(0)) / num_live  # (N,)
         if args.norm_adv:  # advantage normalisation: (A_t - mean) / sd
-            advantages = (advantages - mean) / (variance.sqrt() + 1e-8)
+            advantages = (advantages - mean) / (variance.sqrt() + 1e-8)  # at dead turns too, where logp is 0
         logps, kl, norms = torch.zeros_like(advantages), torch.zeros_like(mean), []  # (T, B, N), (N,)
         for i, agent in enumerate(agents):  # one forward gives log pi of all turns
             for rows in envs.microbatches([len(e.tokens[i]) for e in mb], args.microbatch_tokens):

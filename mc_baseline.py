@@ -332,7 +332,7 @@ def update(episodes, agents, num_turns: int, args: Args, iteration: int) -> dict
         live = torch.tensor([[t < len(e.rewards) for e in mb] for t in range(num_turns)], device=device)  # (T, B)
         num_live = envs.all_sum(live.sum())  # (), of all ranks: it divides the losses
         rewards = torch.zeros(live.shape, dtype=agents[0].model.dtype, device=device)  # (T, B)
-        rewards.T[live.T] = rewards.new_tensor([r for e in mb for r in e.rewards])
+        rewards.T[live.T] = rewards.new_tensor([r for e in mb for r in e.rewards])  # 0 at dead turns
         # Advantages, the same for all agents: A_t = G_t - baseline, (T, B, N)
         returns = gae(rewards, torch.zeros_like(rewards), live, args.gamma, 1.0)  # (T, B)
         advantages = (returns - baselines(returns, live, args.num_generations, args.baseline)) * live
@@ -340,7 +340,7 @@ def update(episodes, agents, num_turns: int, args: Args, iteration: int) -> dict
         mean = envs.all_sum(advantages[live].sum(0)) / num_live  # (N,)
         variance = envs.all_sum(((advantages - mean)[live] ** 2).sum(0)) / num_live  # (N,)
         if args.norm_adv:  # advantage normalisation: (A_t - mean) / sd
-            advantages = (advantages - mean) / (variance.sqrt() + 1e-8)
+            advantages = (advantages - mean) / (variance.sqrt() + 1e-8)  # at dead turns too, where logp is 0
         logps, kl, norms = torch.zeros_like(advantages), torch.zeros_like(mean), []  # (T, B, N), (N,)
         for i, agent in enumerate(agents):  # one forward gives log pi of all turns
             lengths = [len(e.tokens[i]) for e in mb]  # the K episodes of an item stay together: o_0 is read once
