@@ -9,7 +9,7 @@ own, ours and the peer's in turn. Memory is resident and includes all imports.
 
 Utilisation: floating-point operations that the update needs (6 x parameters x tokens, 6 x layers x width x S^2 for
 causal attention, LM head at response positions only; an o_0 counts once for all its episodes, embeddings and padding
-do not count) in its time, over the rate of a large matrix product. Padding: share of the tokens computed in prefill and
+do not count) in its time, over the rate of a large matrix product. Padding: share of the tokens computed in rollout and
 update, default arguments.
 """
 
@@ -237,8 +237,7 @@ def make_comlrl(spec):
     from transformers import AutoTokenizer
 
     n, k = spec["agents"], 4 if spec["script"] == "mc_baseline" else 1
-    items = spec["prompts"][: spec["episodes"] // k * spec["iterations"]]
-    rows = [{"prompt": str(row)} | {f"agent_{i}": x[i] + "\n" for i in range(n)} for row, x in enumerate(items)]
+    rows = [{"prompt": str(j)} | {f"agent_{i}": x[i] + "\n" for i in range(n)} for j, x in enumerate(spec["prompts"])]
     batch = spec["episodes"] // k * spec["turns"]  # what an agent's buffer holds after an iteration
 
     def transition(prompt_history_per_agent, response_history_per_agent, **_):
@@ -316,7 +315,7 @@ def copy_model(source, folder):
 
 
 def make_prompts(n):
-    """n pairs of prompts about one post of 60 to 140 words, which are 120 to 300 tokens of models/tiny."""
+    """n pairs of prompts about one post of 60 to 140 words, which are 88 to 241 tokens of models/tiny."""
     rng, words = (
         random.Random(0),
         "a train leaves the quiet station while people wait for rain and talk over tea".split(),
@@ -343,6 +342,8 @@ def compare(base, args):
         if not python:
             continue
         spec = base | {"script": script, "agents": agents, "turns": turns, "episodes": episodes}
+        group = 4 if script == "mc_baseline" else 1
+        spec["prompts"] = base["prompts"][: episodes // group * args.iterations]  # both sides use each of them once
         pairs = [
             (measure(spec | {"side": "ours"}), measure(spec | {"side": side}, python)) for _ in range(args.repeats)
         ]

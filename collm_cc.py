@@ -196,7 +196,7 @@ class RowsLayer(DynamicLayer):
         if not self.is_initialized:
             self.buffer, self.is_initialized = new, True
         rows, columns = self.buffer.shape[1], self.buffer.shape[3]
-        if k > rows or end > columns:  # 64 more columns than needed, so that the past is seldom copied
+        if k > rows or end > columns:  # 64 more columns than needed, so that decoding seldom copies the past
             self.buffer = F.pad(self.buffer, (0, 0, 0, max(0, end + 64 - columns), 0, 0, 0, max(0, k - rows)))
         self.buffer[:, :k, :, start:end] = new
         self.keys, self.values = self.buffer[:, :k, :, :end]
@@ -225,7 +225,7 @@ class RowsCache(Cache):
 @torch.inference_mode()
 def generate(agent, prompts, cache, max_new_tokens: int, temperature: float, generator) -> list[list[int]]:
     """Sample a response to each prompt, its EOS included; the cache then holds all but the last token of each.
-    prompts: for each row of the cache (if it is empty, for any number of rows) the tokens that are not in it yet."""
+    prompts[k]: the tokens that it does not hold yet of the episode in its row place[k]; of a new one if it is empty."""
     new, order = cache.mask is None, sorted(range(len(prompts)), key=lambda r: -len(prompts[r]))  # the longest first
     read = [tuple(prompts[r]) for r in order]
     read = list(dict.fromkeys(read)) if new else read  # p prompts: samples of one share its prefill
@@ -250,7 +250,7 @@ def generate(agent, prompts, cache, max_new_tokens: int, temperature: float, gen
             logits = logits[index]  # (B, V)
         cdf = F.softmax(logits / temperature, -1).cumsum(-1, dtype=torch.float64)  # (k, V), of pi(. | h)
         uniform = 1 - torch.rand(len(cdf), 1, dtype=cdf.dtype, device=cdf.device, generator=generator)  # (k, 1)
-        ids = torch.searchsorted(cdf, uniform * cdf[:, -1:])  # (k, 1); torch.multinomial draws V numbers a row
+        ids = torch.searchsorted(cdf, uniform * cdf[:, -1:]).clamp(max=cdf.shape[1] - 1)  # (k, 1); of NaN it gives V
         sampled[rows[: len(ids)], step] = ids[:, 0]
         going = ~torch.isin(ids[:, 0], eos)  # (k,)
         k = int(going.sum())
@@ -369,9 +369,9 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
                 loss.backward()
                 values[:, torch.tensor(rows)[:, None], critic.reads] = fixed.unsqueeze(-1)
             optimize(f"iteration {iteration}, critic of agents {critic.reads}", critic, args.max_grad_norm)
-        errors = gae(rewards.unsqueeze(-1), values, live.unsqueeze(-1), args.gamma, args.gae_lambda)  # (T, B, N)
         returns = gae(rewards.unsqueeze(-1), torch.zeros_like(values), live.unsqueeze(-1), args.gamma, 1.0)  # G_t
         # Advantage A_t: the TD error (GAE if gae_lambda > 0), V(h_t) being its baseline; or Q(h_t, a_t), without one
+        errors = gae(rewards.unsqueeze(-1), values, live.unsqueeze(-1), args.gamma, args.gae_lambda)  # (T, B, N)
         advantages = errors if args.critic_type == "v" else values * live.unsqueeze(-1)
         mean = envs.all_sum(advantages[live].sum(0)) / num_live  # (N,)
         variance = envs.all_sum(((advantages - mean)[live] ** 2).sum(0)) / num_live  # (N,)
@@ -417,7 +417,7 @@ def evaluate(task: envs.Task, agents: list[Agent], args: Args, device) -> tuple[
     episodes = envs.gather([e for xs in envs.parts(items, args) for e in rollout(task, xs, agents, args, generator)])
     metrics = {"episodic_return": sum(sum(e.rewards) for e in episodes) / len(episodes)}
     metrics["tokens"] = sum(t >= 0 for e in episodes for turns in e.turns for t in turns) / len(episodes)
-    metrics["time"] = (time.time() - start) / len(episodes)  # of an episode among num_envs parallel ones
+    metrics["time"] = (time.time() - start) / len(episodes)  # of an episode among those played at once
     metrics |= task.summarize([e.infos for e in episodes], args.eval_samples)
     return {f"eval/{name}": value for name, value in metrics.items()}, episodes
 

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
 import benchmark_speed
+import envs
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """
@@ -154,6 +155,26 @@ def test_our_side_plays_exactly_the_work_it_is_given(tmp_path, script, turns):
     out = benchmark_speed.ours(spec)
     assert (out["steps"], out["tokens"]) == (4 * turns, 4 * turns * 2 * 5)
     assert out["utilisation"] > 0
+
+
+def test_both_sides_use_the_same_prompts(monkeypatch, capsys):
+    """Each prompt that a comparison is given is played once by either side: none is left over for one of them."""
+    seen = []
+
+    def measure(spec, python=None):
+        seen.append(spec)
+        return {"rollout": [1.0], "update": [1.0], "steps": 1, "tokens": 1, "memory": 1.0, "utilisation": 1.0}
+
+    monkeypatch.setattr(benchmark_speed, "measure", measure)
+    prompts = benchmark_speed.make_prompts(128)
+    base = {"prompts": prompts, "iterations": 2}
+    benchmark_speed.compare(base, benchmark_speed.Args(comlrl="a", trl="b", repeats=1))
+    assert len(seen) == 12
+    for spec in seen:
+        group = 4 if spec["script"] == "mc_baseline" else 1
+        pool = [{"prompts": x} for x in spec["prompts"]]
+        played = [x for k in range(2) for x in envs.sample(pool, spec["episodes"] // group, 1, k)]
+        assert sorted(x["prompts"] for x in played) == sorted(prompts[: len(played)])
 
 
 def test_a_worker_takes_more_than_an_argument_holds(tmp_path):
