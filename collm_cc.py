@@ -277,7 +277,7 @@ def logprobs(agent, tokens, turns, num_turns: int, temperature: float) -> torch.
     acts = turns >= 0  # (p, S)
     # A boolean logits_to_keep: logits exist at acts only, (n, V)
     logits = agent.model(ids, use_cache=False, logits_to_keep=acts, **shared).logits.to(agent.model.dtype)
-    logp = -F.cross_entropy(logits / temperature, actions[acts], reduction="none")  # (n,), summed by turn
+    logp = -F.cross_entropy(logits / temperature, actions[acts], reduction="none")  # (n,); log pi(a_t | h_t) is a sum
     return logp.new_zeros(num_turns, len(tokens)).index_put((turns[acts], episodes[acts]), logp, accumulate=True)
 
 

@@ -14,6 +14,7 @@ import torch
 from kill_and_resume import differences, family, gone, kill_and_resume, start, state, wait_for_events
 from test_scripts import ROOT, SCRIPTS, train
 from tqdm import tqdm
+from transformers import AutoModelForCausalLM
 
 import collm_cc
 import collm_dc
@@ -128,6 +129,16 @@ def test_what_is_not_finite_stops_the_run_and_is_named(case, elsewhere, monkeypa
     assert set(tqdm._instances) <= bars  # a bar that stays would shift the lines of the next run in this process
     after = state(folder)
     assert all(torch.equal(good[k], after[k]) if torch.is_tensor(good[k]) else good[k] == after[k] for k in good)
+
+
+def test_a_model_whose_logits_are_not_finite_is_named(elsewhere):
+    shutil.copytree(ROOT / "models/tiny", "model")
+    model = AutoModelForCausalLM.from_pretrained("model")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[4000] = torch.nan
+    model.save_pretrained("model")
+    with pytest.raises(FloatingPointError, match=r"iteration 0, agent 0: the gradient norm is nan"):
+        train(mc_baseline, "nan", total_env_steps=1, model=["model"])
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
