@@ -212,8 +212,8 @@ class RowsCache(Cache):
         """Keep these rows, in this order; one may be repeated."""
         self.mask = self.mask[rows]
         for layer in self.layers:
-            layer.buffer = layer.buffer[:, rows]
-            layer.keys, layer.values = layer.buffer[:, :, :, : layer.get_seq_length()]
+            layer.buffer = layer.buffer[:, rows, :, : layer.get_seq_length()]
+            layer.keys, layer.values = layer.buffer
 
     def move(self, source: torch.Tensor, to: torch.Tensor) -> None:
         """Put rows `source` in the places `to`."""
