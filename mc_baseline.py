@@ -171,12 +171,12 @@ class RowsCache(Cache):
 
     mask = place = None
 
-    def select(self, rows: torch.Tensor) -> None:
-        """Keep these rows, in this order; one may be repeated."""
+    def select(self, rows: torch.Tensor, columns: int | None = None) -> None:
+        """Keep these rows, in this order (one may be repeated), and room for so many columns, all by default."""
         self.mask = self.mask[rows]
         for layer in self.layers:
-            layer.buffer = layer.buffer[:, rows, :, : layer.get_seq_length()]
-            layer.keys, layer.values = layer.buffer
+            layer.buffer = layer.buffer[:, rows, :, :columns]
+            layer.keys, layer.values = layer.buffer[:, :, :, : layer.get_seq_length()]
 
     def move(self, source: torch.Tensor, to: torch.Tensor) -> None:
         """Put rows `source` in the places `to`."""
@@ -209,7 +209,7 @@ def generate(agent, prompts, cache, max_new_tokens: int, temperature: float, gen
         logits = out.logits[:, -1].to(agent.model.dtype)  # (k, V)
         if new and step == 0:
             index = ids.new_tensor([read.index(tuple(prompts[r])) for r in order])  # (B,)
-            cache.select(index)
+            cache.select(index, cache.mask.shape[1])
             logits = logits[index]  # (B, V)
         cdf = F.softmax(logits / temperature, -1).cumsum(-1, dtype=torch.float64)  # (k, V), of pi(. | h)
         uniform = 1 - torch.rand(len(cdf), 1, dtype=cdf.dtype, device=cdf.device, generator=generator)  # (k, 1)
