@@ -21,6 +21,13 @@ def in_root(monkeypatch):
     monkeypatch.chdir(ROOT)  # the default --model is a relative path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def little_disk(tmp_path_factory):
+    """A suite that leaves its runs behind has filled a disk, and then fails anywhere."""
+    yield
+    assert sum(path.lstat().st_size for path in tmp_path_factory.getbasetemp().rglob("*")) < 2**30
+
+
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """An empty current folder with the default model in it."""
