@@ -23,7 +23,7 @@ import mc_baseline
 
 
 def test_killed_runs_go_on_as_if_nothing_had_happened(tmp_path):
-    kills, wrong = kill_and_resume("mc_baseline", tmp_path, kills=1, total_env_steps=50)
+    kills, wrong = kill_and_resume("mc_baseline", tmp_path, kills=1, total_env_steps=30)
     assert kills >= 1 and not wrong
 
 
@@ -47,12 +47,12 @@ def resumed(script, folder, **changes):
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], None])
 def test_a_broken_checkpoint_falls_back_to_the_one_before(damage, elsewhere, capsys):
-    whole = train(collm_cc, "whole", total_env_steps=24, save_every=1)
-    part = train(collm_cc, "part", total_env_steps=16, save_every=1)
+    whole = train(collm_cc, "whole", total_env_steps=13, save_every=1)
+    part = train(collm_cc, "part", total_env_steps=8, save_every=1)
     newest = max(part.glob("checkpoint_*.pt"))
     newest.write_bytes(damage(newest.read_bytes())) if damage else newest.unlink()
     capsys.readouterr()
-    resumed(collm_cc, part, total_env_steps=24)
+    resumed(collm_cc, part, total_env_steps=13)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert (len(said) == 1 and newest.name in said[0]) or damage is None
     assert not [name for name in differences(whole, part) if "eval/" not in name]  # part was evaluated at its first end
