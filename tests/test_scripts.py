@@ -272,6 +272,6 @@ def test_command_line(name, elsewhere):
     assert run.returncode == 0, run.stderr
     assert "held-out at step 0: " in run.stdout + run.stderr and "SPS=" in run.stderr and "return=" in run.stderr
     assert (elsewhere / "runs/cli/agent_0/model.safetensors").is_file()
-    if name == "collm_cc":
+    if name == "collm_cc":  # the command line is the same code for all three
         wrong = subprocess.run([sys.executable, f"{name}.py", "--task", "x"], env=env, capture_output=True, text=True)
         assert wrong.returncode == 2 and wrong.stderr.startswith("error: --task x: ") and wrong.stderr.count("\n") == 1
