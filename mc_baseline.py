@@ -407,9 +407,9 @@ def main(args: Args) -> None:
     models = agents
     run_dir = envs.run_folder(args)
     iteration, global_step = envs.read_checkpoint(run_dir, models, args, device) if args.resume else (0, 0)
+    stop = envs.stop_signal()  # Ctrl-C or SIGTERM: save after this iteration, and end
     writer = envs.open_run(run_dir, args, global_step)
     generator, start_time, start_step = torch.Generator(device), time.time(), global_step
-    stop = envs.stop_signal()  # Ctrl-C or SIGTERM: save after this iteration, and end
     scalars, fresh = {}, not args.resume  # fresh: this step is still to be evaluated and saved
     bar = tqdm(total=args.total_env_steps, initial=global_step, unit="step", disable=envs.rank() > 0)
     while True:

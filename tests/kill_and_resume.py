@@ -106,7 +106,7 @@ def kill_and_resume(script, folder, kills, total_env_steps, seed=0, number=signa
         run = start(script, folder, "part", *flags)
         wait_for_events(run, part, before)
         if hits < kills:
-            time.sleep(rng.uniform(0, 1.5 * mean))
+            time.sleep(rng.uniform(0, mean))
             pids = family(run.pid)
             hits += run.poll() is None
             run.send_signal(number)

@@ -40,6 +40,25 @@ def test_a_signal_saves_and_ends_the_run(number, tmp_path):
     assert gone(pids)
 
 
+def test_a_signal_saves_from_the_moment_that_logs_exist(elsewhere, monkeypatch):
+    handlers, open_run = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}, envs.open_run
+
+    def interrupted(*given):
+        writer = open_run(*given)
+        signal.raise_signal(signal.SIGINT)
+        return writer
+
+    monkeypatch.setattr(envs, "open_run", interrupted)
+    try:
+        folder = train(collm_dc, "one", total_env_steps=100)
+    except KeyboardInterrupt:
+        pytest.fail("nothing waits for the signal yet")
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert state(folder)["iteration"] == 0
+
+
 def resumed(script, folder, **changes):
     saved = json.loads((folder / "args.json").read_text())
     script.main(script.Args(**saved | {"resume": str(folder)} | changes))
