@@ -18,8 +18,8 @@ def team_update(script):
     """Weights after one float64 update on this rank's share of eight episodes that are the same on all ranks."""
     args = make_args(script, num_generations=2)
     agents, critics = make_team(script, args)
-    _, episodes = play(script, agents, args)
-    script.update(envs.parts(episodes, args)[0], agents, *([critics] if critics else []), 3, args, 0)
+    _, episodes = play(script, agents, args, num_turns=2)
+    script.update(envs.parts(episodes, args)[0], agents, *([critics] if critics else []), 2, args, 0)
     return [p.detach().clone() for model in [*agents, *critics] for p in model.parameters()]
 
 

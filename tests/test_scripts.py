@@ -121,10 +121,10 @@ def test_cc_and_dc_log_the_same_tags(elsewhere):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_resume_is_exact(script, elsewhere):
     """Stopped after any number of iterations and resumed: the weights, optimizers and logged values of one run."""
-    whole = train(script, "whole", total_env_steps=18, save_every=1, eval_every=2)
-    part = train(script, "part", total_env_steps=10, save_every=1, eval_every=0)
+    whole = train(script, "whole", total_env_steps=14, save_every=1, eval_every=2)
+    part = train(script, "part", total_env_steps=6, save_every=1, eval_every=0)
     assert weights(part)[1] < weights(whole)[1]
-    saved = json.loads((part / "args.json").read_text()) | {"total_env_steps": 18, "eval_every": 2}
+    saved = json.loads((part / "args.json").read_text()) | {"total_env_steps": 14, "eval_every": 2}
     script.main(script.Args(**saved | {"resume": str(part)}))
     a, b = weights(whole), weights(part)
     assert a[1:] == b[1:] and a[0].keys() == b[0].keys()
