@@ -21,7 +21,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parents[1]
-FLAGS = "--task coding --num-envs 8 --num-minibatches 2 --save-every 1".split()
+FLAGS = "--task coding --max-new-tokens 40 --num-envs 8 --num-minibatches 2 --save-every 1".split()
 FLAGS += "--eval-every 3 --eval-episodes 8 --eval-samples 2".split()
 CLOCKS = ("time/", "eval/time", "charts/SPS", "charts/tokens_per_second", "charts/peak_memory_gb")
 

@@ -3,16 +3,17 @@
 import json
 import re
 import resource
+import runpy
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from kill_and_resume import differences, family, gone, kill_and_resume, start, state, wait_for_events
-from test_scripts import ROOT, SCRIPTS, train
+from test_scripts import ROOT, SCRIPTS
+from test_scripts import train as train_on_coding
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
@@ -22,17 +23,21 @@ import envs
 import mc_baseline
 
 
+def train(script, run_name, **changes):
+    """A run of short texts in one turn, the cheapest whose rewards differ: what is broken here cares for no more."""
+    return train_on_coding(script, run_name, **{"task": "tldr", "max_new_tokens": 16} | changes)
+
+
 def test_killed_runs_go_on_as_if_nothing_had_happened(tmp_path):
     kills, wrong = kill_and_resume("mc_baseline", tmp_path, kills=1, total_env_steps=30)
     assert kills >= 1 and not wrong
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_ends_the_run(number, tmp_path):
+def test_a_signal_saves_and_ends_the_run(tmp_path):
     run, folder = start("collm_cc", tmp_path, "one", "--total-env-steps", "100000"), tmp_path / "runs/one"
     wait_for_events(run, folder, 0)
     pids = family(run.pid)
-    run.send_signal(number)
+    run.send_signal(signal.SIGTERM)
     error = run.communicate(timeout=60)[1]
     assert run.returncode == 0, error
     assert "stopping after this iteration" in error and "Traceback" not in error
@@ -40,12 +45,13 @@ def test_a_signal_saves_and_ends_the_run(number, tmp_path):
     assert gone(pids)
 
 
-def test_a_signal_saves_from_the_moment_that_logs_exist(elsewhere, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_from_the_moment_that_logs_exist(number, elsewhere, monkeypatch):
     handlers, open_run = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}, envs.open_run
 
     def interrupted(*given):
         writer = open_run(*given)
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         return writer
 
     monkeypatch.setattr(envs, "open_run", interrupted)
@@ -54,8 +60,8 @@ def test_a_signal_saves_from_the_moment_that_logs_exist(elsewhere, monkeypatch):
     except KeyboardInterrupt:
         pytest.fail("nothing waits for the signal yet")
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for n, handler in handlers.items():
+            signal.signal(n, handler)
     assert state(folder)["iteration"] == 0
 
 
@@ -65,14 +71,14 @@ def resumed(script, folder, **changes):
 
 
 def test_a_broken_checkpoint_falls_back_to_the_one_before(elsewhere, capsys):
-    whole = train(collm_cc, "whole", total_env_steps=13, save_every=1)
+    whole = train(collm_cc, "whole", total_env_steps=12, save_every=1)
     for name in ("half", "gone"):
         part = train(collm_cc, name, total_env_steps=8, save_every=1)
         newest = max(part.glob("checkpoint_*.pt"))
         data = newest.read_bytes()
         newest.write_bytes(data[: len(data) // 2]) if name == "half" else newest.unlink()
         capsys.readouterr()
-        resumed(collm_cc, part, total_env_steps=13)
+        resumed(collm_cc, part, total_env_steps=12)
         said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
         assert (len(said) == 1 and newest.name in said[0]) or name == "gone"
         assert not [x for x in differences(whole, part) if "eval/" not in x]  # part was evaluated at its first end
@@ -171,6 +177,8 @@ def test_args_json_that_is_not_one(script, elsewhere):
             envs.parse_args(script.Args, ["--resume", str(folder)])
 
 
-def test_the_kill_script_has_a_command_line():
-    run = subprocess.run([sys.executable, "tests/kill_and_resume.py", "--help"], capture_output=True, text=True)
-    assert run.returncode == 0 and "--kills" in run.stdout
+def test_the_kill_script_has_a_command_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["kill_and_resume.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path("tests/kill_and_resume.py", run_name="__main__")
+    assert stop.value.code == 0 and "--kills" in capsys.readouterr().out
