@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import torch
+from soak_sandbox import family
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,13 +34,6 @@ def start(script, folder, name, *flags):
     command = [sys.executable, ROOT / f"{script}.py", *where, "--model", str(ROOT / "models/tiny"), "--device", "cpu"]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
-
-
-def family(pid):
-    """The process and all that descend from it."""
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    pids = children.read_text().split() if children.exists() else []
-    return [pid, *(each for child in pids for each in family(int(child)))]
 
 
 def wait_for_events(run, folder, before):

@@ -31,18 +31,26 @@ ATTACKS = [  # (program, tests passed, seconds for a call)
 ]
 
 
+def family(pid):
+    """The process and all that descend from it."""
+    pids = [pid]
+    for parent in pids:
+        for path in Path(f"/proc/{parent}/task").glob("*/children"):
+            with contextlib.suppress(OSError):  # it has ended
+                pids += map(int, path.read_text().split())
+    return pids
+
+
 def usage():
     """What the sandbox holds now: (amount, by how much it may vary when nothing leaks)."""
-    family, orphans = [str(os.getpid())], 0
-    for pid in family:
-        family += [child for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+    pids, orphans = family(os.getpid()), 0
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended
             parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
             orphans += parent == "1" and b"class _SandboxWorker" in (folder / "cmdline").read_bytes()
-    memory = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) / 256 for pid in family]  # pages of 4 KB
+    memory = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) / 256 for pid in pids]  # pages of 4 KB
     return {
-        "processes": (len(family) + orphans, 0),
+        "processes": (len(pids) + orphans, 0),
         "descriptors of the parent": (len(os.listdir("/proc/self/fd")), 0),
         "temporary files": (sum(os.path.exists(f"{d}/soak") for d in ("/tmp", "/dev/shm", "/var/tmp")), 0),
         "MB of the parent": (memory[0], 16),

@@ -33,7 +33,7 @@ LlamaRMSNorm.forward = in_float64
 class Words(envs.Task):
     """A cheap task with uneven texts; the reward depends on what was said, feedback on the turn."""
 
-    name, num_turns, max_new_tokens, success, reward_shift = "words", 3, 24, 4.0, -1.0
+    name, num_turns, max_new_tokens, success, reward_shift = "words", 3, 16, 4.0, -1.0
 
     def items(self):
         items = [{"text": "word " * (3 + 8 * k)} for k in range(4)]

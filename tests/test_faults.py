@@ -13,7 +13,7 @@ import pytest
 import torch
 from kill_and_resume import differences, family, gone, kill_and_resume, start, state, wait_for_events
 from test_scripts import ROOT, SCRIPTS
-from test_scripts import train as train_on_coding
+from test_scripts import train_short as train
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
@@ -21,11 +21,6 @@ import collm_cc
 import collm_dc
 import envs
 import mc_baseline
-
-
-def train(script, run_name, **changes):
-    """A run of short texts in one turn, the cheapest whose rewards differ: what is broken here cares for no more."""
-    return train_on_coding(script, run_name, **{"task": "tldr", "max_new_tokens": 16} | changes)
 
 
 def test_killed_runs_go_on_as_if_nothing_had_happened(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from test_algorithm import CPU, SCRIPTS, make_args, make_team, play, record_gradients, responses, run_update
-from test_scripts import train, weights
+from test_scripts import train_short, weights
 from transformers import AutoModelForCausalLM
 
 import collm_cc
@@ -97,7 +97,7 @@ def test_lora_shares_its_base_and_saves_adapters(script, elsewhere):
     assert len(frozen[0]) > 30 and frozen[0] == frozen[1]
     for critic in critics:
         assert {p.data_ptr() for p in critic.parameters() if not p.requires_grad} <= set(frozen[0])
-    folder = train(script, "whole", lora_rank=4)
+    folder = train_short(script, "whole", lora_rank=4, total_env_steps=1)
     after, *_ = weights(folder)
     assert after and all(".lora_" in name or ".head." in name or ".adam." in name for name in after)
     start = AutoModelForCausalLM.from_pretrained("models/tiny")
@@ -112,9 +112,9 @@ def test_lora_shares_its_base_and_saves_adapters(script, elsewhere):
 
 def test_lora_resumes_exactly(elsewhere):
     pytest.importorskip("peft")
-    whole = train(collm_cc, "whole", lora_rank=4)
-    part = train(collm_cc, "part", lora_rank=4, total_env_steps=7)
-    resumed = train(collm_cc, "part", lora_rank=4, resume=str(part))
+    whole = train_short(collm_cc, "whole", lora_rank=4, total_env_steps=12)
+    part = train_short(collm_cc, "part", lora_rank=4, total_env_steps=8)
+    resumed = train_short(collm_cc, "part", lora_rank=4, total_env_steps=12, resume=str(part))
     (a, *_), (b, *_) = weights(whole), weights(resumed)
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
@@ -129,7 +129,7 @@ def test_without_peft_the_error_names_the_command(monkeypatch):
 def test_agents_on_devices_of_their_own_train_the_same(script, elsewhere):
     """Every agent and critic placed by itself, agents acting at once, or all together one after the other."""
     (a, *_), (b, *_) = (
-        weights(train(script, f"run{len(devices)}", agent_devices=devices)) for devices in ([], ["cpu", "cpu"])
+        weights(train_short(script, f"run{len(devices)}", agent_devices=devices)) for devices in ([], ["cpu", "cpu"])
     )
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 

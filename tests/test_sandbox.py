@@ -1,7 +1,6 @@
 # ruff: noqa: E501 (programs are data)
 """The sandbox: verdicts equal an honest evaluation's, whatever model-written code does; nothing stays behind."""
 
-import contextlib
 import json
 import os
 import random
@@ -18,6 +17,8 @@ from pathlib import Path
 
 import pytest
 import soak_sandbox
+from kill_and_resume import gone
+from soak_sandbox import family
 
 import envs
 
@@ -385,7 +386,7 @@ def test_hanging_zygote_is_replaced(monkeypatch):
     results = [run("def f(x): return x + 1") for _ in range(6)]
     assert results[0]["sandbox_error"] and results[0]["seconds"] < 9
     assert [r["passed"] for r in results][-3:] == [2, 2, 2]
-    assert not settled(lambda: {pid for pid in members if os.path.exists(f"/proc/{pid}")})
+    assert gone(members)
 
 
 # ---------------------------------------------------------------------------------------- hostile programs
@@ -898,16 +899,6 @@ ENDINGS = {
 }
 
 
-def family(pid):
-    found = {pid}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and entry.name != str(pid):
-            with contextlib.suppress(OSError, IndexError):
-                if int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1]) == pid:
-                    found |= family(int(entry.name))
-    return found
-
-
 @LINUX
 @pytest.mark.parametrize(
     ("platform", "ending"), [*(("all", ending) for ending in ENDINGS), ("half a cage", "SIGKILL"), ("bare", "SIGKILL")]
@@ -929,7 +920,7 @@ def test_no_ending_of_the_parent_leaves_anything(platform, ending):
         time.sleep(0.05)
     assert len(members) >= (9 if platform == "all" else 8)  # parent, zygote (and its outer half), program, 5 orphans
     parent.communicate(b"\n", timeout=20)
-    assert not settled(lambda: {pid for pid in members if os.path.exists(f"/proc/{pid}")})
+    assert gone(members)
 
 
 def test_importing_starts_nothing():
