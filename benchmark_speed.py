@@ -25,7 +25,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 SCRIPTS = ("collm_cc", "collm_dc", "mc_baseline")
@@ -325,18 +325,17 @@ def make_prompts(n):
 
 
 def table(header, rows):
-    """Print a Markdown table."""
-    for row in [header, ["---"] * len(header), *rows]:
+    """Print a Markdown table, each row as soon as there is one: a failure costs those to come."""
+    for row in chain([header, ["---"] * len(header)], rows):
         print("| " + " | ".join(f"{x:.3g}" if isinstance(x, float) else str(x) for x in row) + " |", flush=True)
     print()
 
 
 def compare(base, args):
-    """Both sides of every comparison, in turn."""
+    """Rows of the first table: both sides of every comparison, in turn."""
     sizes = list(zip(args.turns, args.episodes, strict=True))
     cases = [("comlrl", script, 2, *size) for script in SCRIPTS[:2] for size in sizes]
     cases += [("comlrl", "mc_baseline", 2, *sizes[0]), ("trl", "mc_baseline", 1, *sizes[0])]
-    rows = []
     for side, script, agents, turns, episodes in cases:
         python = {"comlrl": args.comlrl, "trl": args.trl}[side]
         if not python:
@@ -362,10 +361,24 @@ def compare(base, args):
         ratio = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
         use = statistics.median(a["utilisation"] for a, _ in pairs)
         size = [agents, turns, episodes, pairs[0][0]["tokens"]]
-        rows.append([f"{script}.py", side, *size, rate, ratio, *cells, f"{use:.0%}"])
-    header = ["script", "peer", "agents", "turns", "episodes", "response tokens, each side", "env steps/s, ours / peer"]
-    header += ["ratio, median (range)", "rollout s", "update s", "peak GiB", "utilisation of our update"]
-    table(header, rows)
+        yield [f"{script}.py", side, *size, rate, ratio, *cells, f"{use:.0%}"]
+
+
+def padding(base, args):
+    """Rows of the second table: each task with its own arguments."""
+    for task in args.tasks:
+        spec = base | {"task": task, "episodes": import_module("envs").TASKS[task].num_envs}
+        runs = [measure(spec | {"script": script}) for script in SCRIPTS]
+        yield [task, *(f"{x['padding']:.1%}, {x['utilisation']:.0%}" for x in runs)]
+
+
+def scaling(base, args):
+    """Rows of the third table: iterations of more and more episodes."""
+    for batch, episodes in product(args.rollout_batches, args.scales):
+        spec = base | {"script": "collm_cc", "task": "coding", "episodes": episodes, "rollout_batch": batch}
+        x = measure(spec)
+        seconds = [min(x["rollout"]), min(x["update"])]
+        yield [batch, episodes, *seconds, 1000 * sum(seconds) / episodes, x["memory"]]
 
 
 def main(args):
@@ -378,21 +391,13 @@ def main(args):
         }  # fmt: skip
         print(f"{args.model}, {args.threads} threads, {args.iterations} iterations, {args.repeats} repeats,")
         print(f"responses of {args.max_new_tokens} tokens. Seconds are of an iteration.\n")
-        compare(base, args)
+        header = ["script", "peer", "agents", "turns", "episodes", "response tokens, each side"]
+        header += ["env steps/s, ours / peer", "ratio, median (range)", "rollout s", "update s", "peak GiB"]
+        table([*header, "utilisation of our update"], compare(base, args))
         real = base | {"model": args.model, "prompts": []}
-        rows = []
-        for task in args.tasks:
-            spec = real | {"task": task, "episodes": import_module("envs").TASKS[task].num_envs}
-            runs = [measure(spec | {"script": script}) for script in SCRIPTS]
-            rows.append([task, *(f"{x['padding']:.1%}, {x['utilisation']:.0%}" for x in runs)])
-        table(["padding of all tokens, utilisation", *SCRIPTS], rows)
-        rows = []
-        for batch, episodes in product(args.rollout_batches, args.scales):
-            spec = real | {"script": "collm_cc", "task": "coding", "episodes": episodes, "rollout_batch": batch}
-            x = measure(spec)
-            seconds = [min(x["rollout"]), min(x["update"])]
-            rows.append([batch, episodes, *seconds, 1000 * sum(seconds) / episodes, x["memory"]])
-        table(["rollout_batch", "episodes (CC, coding)", "rollout s", "update s", "ms an episode", "peak GiB"], rows)
+        table(["padding of all tokens, utilisation", *SCRIPTS], padding(real, args))
+        header = ["rollout_batch", "episodes (CC, coding)", "rollout s", "update s", "ms an episode", "peak GiB"]
+        table(header, scaling(real, args))
 
 
 if __name__ == "__main__":

@@ -146,7 +146,8 @@ def test_copied_model_speaks_plain_text_and_never_ends(tmp_path):
 
 
 @pytest.mark.parametrize(("script", "turns"), [("collm_cc", 2), ("collm_dc", 1), ("mc_baseline", 1)])
-def test_our_side_plays_exactly_the_work_it_is_given(tmp_path, script, turns):
+def test_our_side_plays_exactly_the_work_it_is_given(tmp_path, monkeypatch, script, turns):
+    monkeypatch.setattr(benchmark_speed, "matmul_rate", lambda: 1e11)  # takes seconds
     spec = {
         "side": "ours", "script": script, "agents": 2, "turns": turns, "episodes": 4, "iterations": 1,
         "model": benchmark_speed.copy_model(ROOT / "models/tiny", tmp_path / "model"), "max_new_tokens": 5,
@@ -157,7 +158,7 @@ def test_our_side_plays_exactly_the_work_it_is_given(tmp_path, script, turns):
     assert out["utilisation"] > 0
 
 
-def test_both_sides_use_the_same_prompts(monkeypatch, capsys):
+def test_both_sides_use_the_same_prompts(monkeypatch):
     """Each prompt that a comparison is given is played once by either side: none is left over for one of them."""
     seen = []
 
@@ -168,13 +169,24 @@ def test_both_sides_use_the_same_prompts(monkeypatch, capsys):
     monkeypatch.setattr(benchmark_speed, "measure", measure)
     prompts = benchmark_speed.make_prompts(128)
     base = {"prompts": prompts, "iterations": 2}
-    benchmark_speed.compare(base, benchmark_speed.Args(comlrl="a", trl="b", repeats=1))
+    rows = list(benchmark_speed.compare(base, benchmark_speed.Args(comlrl="a", trl="b", repeats=1)))
+    assert [row[1] for row in rows] == ["comlrl"] * 5 + ["trl"]
     assert len(seen) == 12
     for spec in seen:
         group = 4 if spec["script"] == "mc_baseline" else 1
         pool = [{"prompts": x} for x in spec["prompts"]]
         played = [x for k in range(2) for x in envs.sample(pool, spec["episodes"] // group, 1, k)]
         assert sorted(x["prompts"] for x in played) == sorted(prompts[: len(played)])
+
+
+def test_a_table_is_printed_row_by_row(capsys):
+    def rows():
+        yield ["one", 1.2345]
+        raise SystemExit("the second failed")
+
+    with pytest.raises(SystemExit):
+        benchmark_speed.table(["name", "value"], rows())
+    assert capsys.readouterr().out == "| name | value |\n| --- | --- |\n| one | 1.23 |\n"
 
 
 def test_a_worker_takes_more_than_an_argument_holds(tmp_path):
