@@ -9,7 +9,7 @@ usage() {
 usage: bash benchmark.sh [sweep|quick|speed] [NAME=VALUE ...]
 
 sweep  every script on every task with every seed, as many at once as there are cores (default)
-quick  the same with one seed and few env steps, to see that all of it runs: below 20 minutes on two cores
+quick  the same with one seed and few env steps, to see that all of it runs: five to ten minutes on two cores
 speed  each script against CoMLRL and TRL, alternating (benchmark_speed.py; both go to .venv-peers/)
 
 NAME=VALUE, as arguments or environment variables:
@@ -22,10 +22,10 @@ NAME=VALUE, as arguments or environment variables:
   QUICK_STEPS  env steps of a quick run; 512
   SPEED_ARGS   flags of benchmark_speed.py, e.g. "--repeats 5"
 
-A run is runs/{task}__{script}__{seed}[__{flags}], its output the same with .log. Starting a sweep again skips what has finished,
-resumes what has a checkpoint and starts the rest anew. A run that fails is reported with the end of its log and does not
-stop the others; the sweep then ends with exit code 1. At its end plot.py writes a row for each finished run to
-results/runs.csv, and tables and learning curves beside it.
+A run is runs/{task}__{script}__{seed}[__{flags}], its output the same with .log. Starting a sweep again skips what has
+finished, resumes what has a checkpoint and starts the rest anew. A run that fails is reported with the end of its log
+and does not stop the others; the sweep then ends with exit code 1. At its end plot.py writes a row for each finished
+run to results/runs.csv, and tables and learning curves beside it.
 EOF
 }
 

@@ -2,8 +2,8 @@
 """CoLLM-DC: multi-agent actor-critic with decentralized critics, for teams of language models (arXiv 2601.21972).
 
 Agent i answers its own history h_it with a whole text a_it; all agents get one reward r_t. Critic V_i(h_it) reads the
-history of agent i alone, in training only: its TD error is agent i's advantage. Execution needs the agents alone.
-Not as in the paper: an episode is one growing token sequence per agent (one forward and one KV cache for all turns),
+history of agent i alone, in training only: its TD error is agent i's advantage. Execution needs only the agents.
+Unlike in the paper, an episode is one growing token sequence per agent (one forward and one KV cache for all turns),
 and actions are sampled from the very distribution that is trained. The defaults suit models/tiny on two CPU cores.
 
 CPU:      python collm_dc.py --task coding --seed 1
@@ -11,7 +11,7 @@ one GPU:  python collm_dc.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct --actor-lr
 GPUs:     torchrun --nproc-per-node=8 collm_dc.py with the same flags: each iteration's episodes are split over them
 """
 # Shapes: B episodes (of an update: of a minibatch), N agents, T turns, S tokens of a sequence, R tokens of a response,
-# V vocabulary, D width, b episodes of a microbatch, p distinct o_0 and n response tokens in it, k rows being decoded.
+# V vocabulary, D width, b episodes of a microbatch, p rows that a forward reads, n response tokens, k rows decoding.
 
 import time
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ class Args:
     seed: int = 1
     """seed of initialisation, item order and sampling"""
     task: str = "coding"
-    """one of envs.TASKS"""
+    """tldr, arxiv, coding, strbuild or housebuild (envs.TASKS)"""
     dataset: str | None = None
     """items instead of the embedded ones: a JSON or JSONL file, `humaneval` (coding), or a Hub id"""
     model: list[str] = field(default_factory=lambda: ["models/tiny"])
@@ -51,7 +51,7 @@ class Args:
     feedback: str | None = None
     """what a game tells after a turn: position, score or perfect; the task's own by default"""
     sparse: float = 0.0
-    """pay the task's largest reward for a score of this many % or more, nothing for less; 0: the task's own rewards"""
+    """pay the largest reward for a score of this many % or more, else 0 (before reward_shift); 0: as the task pays"""
     total_env_steps: int = 2048
     """joint actions to train for"""
     num_envs: int | None = None
@@ -69,15 +69,15 @@ class Args:
     gamma: float = 0.9
     """discount from one turn to the next"""
     gae_lambda: float = 0.0
-    """lambda of generalised advantage estimation over turns; 0 is the paper's one-step TD error; q: of its target"""
+    """lambda of GAE over turns; 0 is the paper's one-step TD error; with critic_type q it is of the target only"""
     actor_lr: float = 3e-4
     """learning rate of the agents"""
     critic_lr: float = 1e-3
     """learning rate of the critic"""
     vf_coef: float = 0.6
-    """coefficient of the value loss: it scales the critic's gradient before it is clipped"""
+    """coefficient of the value loss; scales the critic's gradient before clipping"""
     norm_adv: bool = True
-    """normalise advantages over the live turns of a minibatch, for each agent"""
+    """normalise advantages for each agent, over the turns that a minibatch played (its live turns)"""
     max_grad_norm: float = 1.0
     """largest gradient norm of each model"""
     kl_coef: float = 0.0
@@ -103,13 +103,13 @@ class Args:
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto is cuda if there is one"""
     agent_devices: list[str] = field(default_factory=list)
-    """devices for the agents, then the critics, in turn, e.g. cuda:0 cuda:1: agents act at once; --device by default"""
+    """devices that agents, then critics, get in turn, as cuda:0 cuda:1: agents act in parallel; --device by default"""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """arithmetic of the models; bfloat16 is autocast over float32 weights"""
     lora_rank: int = 0
-    """rank of LoRA adapters (peft) to train instead of the weights, which models of one name then share; 0: none"""
+    """rank of LoRA adapters (peft); the weights stay frozen, and models of one name share them; 0: train all weights"""
     gradient_checkpointing: bool = False
-    """keep only the inputs of layers for the backward pass: less memory for one more forward"""
+    """keep only the inputs of layers for the backward pass: saves memory, costs one more forward"""
 
 
 # ================================================= model helpers =================================================
@@ -124,7 +124,7 @@ class Agent(nn.Module):
             reference = self.model if args.lora_rank else envs.load_model(AutoModelForCausalLM, name, args, device)[0]
             self.reference = SimpleNamespace(model=reference)  # so that it is no submodule: not trained, not saved
         config = self.model.generation_config
-        config.do_sample, eos = True, config.eos_token_id  # transformers saves no temperature without do_sample
+        config.do_sample, eos = True, config.eos_token_id  # without do_sample, some configs fail to save
         self.eos = {*(eos if isinstance(eos, list) else [eos]), self.tokenizer.eos_token_id} - {None}
         # What stands around the user's text in the first and in later turns; plain text if there is no chat template
         self.first, self.later = ("", "\n"), ("\n", "\n")
@@ -139,7 +139,7 @@ class Agent(nn.Module):
         before, after = self.later if history else self.first
         bos = not history and not self.tokenizer.chat_template  # a template writes its own
         tokens = self.tokenizer(before + observation + after, add_special_tokens=bos)["input_ids"]
-        return tokens[1:] if history and {history[-1], tokens[0]} <= self.eos else tokens  # the reply ends with it
+        return tokens[1:] if history and {history[-1], tokens[0]} <= self.eos else tokens  # no second EOS
 
 
 class Critic(nn.Module):
@@ -204,12 +204,12 @@ class RowsLayer(DynamicLayer):
 
 
 class RowsCache(Cache):
-    """KV cache of a batch of episodes, that of the k-th in row place[k]; mask (B, columns) is 0 at what is no token."""
+    """KV cache of the episodes being played: episode j has row place[j]; mask (B, columns) is 0 where no token is."""
 
-    mask = place = None
+    mask = place = None  # (B, columns), (B,)
 
     def select(self, rows: torch.Tensor, columns: int | None = None) -> None:
-        """Keep these rows, in this order (one may be repeated), and room for so many columns, all by default."""
+        """Keep these rows, in this order (repeats allowed); cut the buffers to so many columns, if given."""
         self.mask = self.mask[rows]
         for layer in self.layers:
             layer.buffer = layer.buffer[:, rows, :, :columns]
@@ -224,39 +224,39 @@ class RowsCache(Cache):
 
 @torch.inference_mode()
 def generate(agent, prompts, cache, max_new_tokens: int, temperature: float, generator) -> list[list[int]]:
-    """Sample a response to each prompt, its EOS included; the cache then holds all but the last token of each.
-    prompts[k]: the tokens that it does not hold yet of the episode in its row place[k]; of a new one if it is empty."""
-    new, order = cache.mask is None, sorted(range(len(prompts)), key=lambda r: -len(prompts[r]))  # the longest first
+    """Sample a response to each prompt, EOS included; the cache then holds all but the last token of each history.
+    prompts[j]: what the cache lacks of episode j's history, the rest is in its row place[j]; all if it is empty."""
+    empty, order = cache.mask is None, sorted(range(len(prompts)), key=lambda r: -len(prompts[r]))  # the longest first
     read = [tuple(prompts[r]) for r in order]
-    read = list(dict.fromkeys(read)) if new else read  # p prompts: samples of one share its prefill
+    read = list(dict.fromkeys(read)) if empty else read  # p rows: equal first prompts are read once
     ids = pad_sequence([torch.tensor(x) for x in read], True, -1, "left").to(agent.model.device)  # (p, S)
     real, ids = (ids >= 0).long(), ids.clamp(min=0)
     eos, rows = ids.new_tensor(sorted(agent.eos)), ids.new_tensor(order)  # rows (B,): which prompt a row answers
-    cache.mask = real.new_zeros(len(rows), 0) if new else cache.mask  # (B, columns)
-    cache.select(rows if new else cache.place[rows])
+    cache.mask = real.new_zeros(len(rows), 0) if empty else cache.mask  # (B, columns)
+    cache.select(rows if empty else cache.place[rows])
     sampled = ids.new_full((len(prompts), max_new_tokens), -1)  # (B, R), -1 after the end
     for step in range(max_new_tokens):
         past, by = cache.mask.shape[1], max(8, ids.shape[1] // 8)
         cache.mask = torch.cat([cache.mask[: len(real)], real], 1)  # (p, columns), then (B, columns)
         positions = (cache.mask.cumsum(1) - 1)[:, past:].clamp(min=0)  # (p, S), then (B, 1): real tokens counted
-        for at in range(0, ids.shape[1], by):  # an eighth of a long prompt at a time, by the rows that have begun
+        for at in range(0, ids.shape[1], by):  # prefill in at most 9 parts, without rows that are only padding so far
             k = len(ids) if step else sum(len(x) + at + by > ids.shape[1] for x in read)
             seen = {"attention_mask": cache.mask[:k, : past + at + by], "position_ids": positions[:k, at : at + by]}
             out = agent.model(ids[:k, at : at + by], **seen, past_key_values=cache, logits_to_keep=1)
-        logits = out.logits[:, -1].to(agent.model.dtype)  # (k, V)
-        if new and step == 0:
+        logits = out.logits[:, -1].to(agent.model.dtype)  # (p, V), then (k, V)
+        if empty and step == 0:
             index = ids.new_tensor([read.index(tuple(prompts[r])) for r in order])  # (B,)
             cache.select(index, cache.mask.shape[1])
             logits = logits[index]  # (B, V)
-        cdf = F.softmax(logits / temperature, -1).cumsum(-1, dtype=torch.float64)  # (k, V), of pi(. | h)
+        cdf = F.softmax(logits / temperature, -1).cumsum(-1, dtype=torch.float64)  # (B, V), then (k, V), of pi(. | h)
         uniform = 1 - torch.rand(len(cdf), 1, dtype=cdf.dtype, device=cdf.device, generator=generator)  # (k, 1)
-        ids = torch.searchsorted(cdf, uniform * cdf[:, -1:]).clamp(max=cdf.shape[1] - 1)  # (k, 1); of NaN it gives V
+        ids = torch.searchsorted(cdf, uniform * cdf[:, -1:]).clamp(max=cdf.shape[1] - 1)  # (k, 1); NaN would give V
         sampled[rows[: len(ids)], step] = ids[:, 0]
         going = ~torch.isin(ids[:, 0], eos)  # (k,)
-        k = int(going.sum())
+        k = int(going.sum())  # as many rows go on
         if k == 0:
             break
-        if k < len(ids):  # ended rows leave the batch: swap them with the rows still going at its end
+        if k < len(ids):  # ended rows leave the batch: rows from its end that go on take their places
             holes, movers = (~going[:k]).nonzero()[:, 0], k + going[k:].nonzero()[:, 0]
             source, to = torch.cat([movers, holes]), torch.cat([holes, movers])
             cache.move(source, to)
@@ -269,11 +269,11 @@ def generate(agent, prompts, cache, max_new_tokens: int, temperature: float, gen
 
 # =================================================== logprobs ===================================================
 def logprobs(agent, tokens, turns, num_turns: int, temperature: float) -> torch.Tensor:
-    """log pi(a_t | h_t) of all turns of b episodes, from one forward: (T, b), 0 where an episode has no turn t. Of a
-    response it is the sum over its tokens, the EOS that ends it included, at the temperature of the sampling.
+    """log pi(a_t | h_t) of all turns of b episodes, from one forward: (T, b), 0 where an episode has no turn t. It is
+    the sum over the tokens of the response, EOS included if it has one, at the temperature of the sampling.
     tokens: b histories; turns: for each of their tokens the turn of the response it belongs to, or -1."""
     ids, turns, episodes, shared = envs.pack(tokens, turns, agent.model)  # (p, S): those of one o_0 may share a row
-    actions, turns = ids.roll(-1, 1), turns.roll(-1, 1)  # (p, S), of the next token; no row starts with a response
+    actions, turns = ids.roll(-1, 1), turns.roll(-1, 1)  # (p, S), of the next token; column 0 is no response
     acts = turns >= 0  # (p, S)
     # A boolean logits_to_keep: logits exist at acts only, (n, V)
     logits = agent.model(ids, use_cache=False, logits_to_keep=acts, **shared).logits.to(agent.model.dtype)
@@ -305,9 +305,9 @@ def rollout(task: envs.Task, items: list[dict], agents: list[Agent], args: Args,
     generators = [torch.Generator(a.model.device).manual_seed(s) for a, s in zip(agents, seeds, strict=True)]
 
     def act(i: int, agent: Agent) -> None:
-        """Agent i reads what it is told in this turn (see the loop below), and responds."""
+        """Agent i reads its observation, and responds (`going`, `observations` and `turn` are of the loop below)."""
         frames = [agent.frame(o[i], e.tokens[i]) for e, o in zip(going, observations, strict=True)]
-        prompts = [e.tokens[i][-1:] + x for e, x in zip(going, frames, strict=True)]  # the last is not cached yet
+        prompts = [e.tokens[i][-1:] + x for e, x in zip(going, frames, strict=True)]  # last token: not cached yet
         longest = (0 if caches[i].mask is None else caches[i].mask.shape[1]) + max(map(len, prompts)) + limit
         if longest > envs.max_length(agent.model):
             raise envs.UserError(f"agent {i}: {longest} tokens, padding included, are longer than its model reads")
@@ -357,7 +357,7 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
         rewards = torch.zeros(live.shape, dtype=agents[0].model.dtype, device=device)  # (T, B)
         rewards.T[live.T] = rewards.new_tensor([r for e in mb for r in e.rewards])  # 0 at dead turns
         values = rewards.new_zeros(num_turns, len(mb), len(agents))  # (T, B, N)
-        for critic in critics:  # one forward gives V at all turns, for the loss and, detached, for the advantages
+        for critic in critics:  # one forward gives V at all turns; detached, it is in target and advantage
             tokens, ends = zip(*map(critic.encode, mb), strict=True)
             for rows in envs.microbatches([len(x) for x in tokens], args.microbatch_tokens):
                 v = critic([tokens[k] for k in rows], [ends[k] for k in rows], num_turns).to(device)  # (T, b)
@@ -369,14 +369,13 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
                 loss.backward()
                 values[:, torch.tensor(rows)[:, None], critic.reads] = fixed.unsqueeze(-1)
             optimize(f"iteration {iteration}, critic of agents {critic.reads}", critic, args.max_grad_norm)
-        returns = gae(rewards.unsqueeze(-1), torch.zeros_like(values), live.unsqueeze(-1), args.gamma, 1.0)  # G_t
-        # Advantage A_t: the TD error (GAE if gae_lambda > 0), V(h_t) being its baseline; or Q(h_t, a_t), without one
+        # Advantage A_t: TD error (GAE if gae_lambda > 0), its baseline V(h_t); critic_type q: Q(h_t, a_t), no baseline
         errors = gae(rewards.unsqueeze(-1), values, live.unsqueeze(-1), args.gamma, args.gae_lambda)  # (T, B, N)
         advantages = errors if args.critic_type == "v" else values * live.unsqueeze(-1)
         mean = envs.all_sum(advantages[live].sum(0)) / num_live  # (N,)
         variance = envs.all_sum(((advantages - mean)[live] ** 2).sum(0)) / num_live  # (N,)
         if args.norm_adv:  # advantage normalisation: (A_t - mean) / sd
-            advantages = (advantages - mean) / (variance.sqrt() + 1e-8)  # at dead turns too, where logp is 0
+            advantages = (advantages - mean) / (variance.sqrt() + 1e-8)  # dead turns: not 0, but logp is
         logps, kl, norms = torch.zeros_like(advantages), torch.zeros_like(mean), []  # (T, B, N), (N,)
         for i, agent in enumerate(agents):  # one forward gives log pi of all turns
             for rows in envs.microbatches([len(e.tokens[i]) for e in mb], args.microbatch_tokens):
@@ -396,9 +395,10 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
             norms.append(optimize(f"iteration {iteration}, agent {i}", agent, args.max_grad_norm).to(device))
         num_tokens = logps.new_tensor([sum(t >= 0 for e in mb for t in e.turns[i]) for i in range(len(agents))])  # (N,)
         ended = [[e.tokens[i][-1] in agent.eos for e in mb] for i, agent in enumerate(agents)]  # [agent][episode]
+        returns = gae(rewards.unsqueeze(-1), torch.zeros_like(values), live.unsqueeze(-1), args.gamma, 1.0)  # G_t
         metrics.append({
             "losses/policy_loss": -(logps * advantages).sum((0, 1)) / live.sum(),
-            "losses/value_loss": (errors**2)[live].mean(0),
+            "losses/value_loss": (errors**2)[live].mean(0),  # error: target - V
             "losses/explained_variance": 1 - (returns - values)[live].var(0) / returns[live].var(0),
             "losses/advantage_variance": variance,
             "losses/entropy": -logps.sum((0, 1)) / num_tokens,  # of a token, estimated from the samples
@@ -417,14 +417,14 @@ def evaluate(task: envs.Task, agents: list[Agent], args: Args, device) -> tuple[
     episodes = envs.gather([e for xs in envs.parts(items, args) for e in rollout(task, xs, agents, args, generator)])
     metrics = {"episodic_return": sum(sum(e.rewards) for e in episodes) / len(episodes)}
     metrics["tokens"] = sum(t >= 0 for e in episodes for turns in e.turns for t in turns) / len(episodes)
-    metrics["time"] = (time.time() - start) / len(episodes)  # of an episode among those played at once
+    metrics["time"] = (time.time() - start) / len(episodes)  # wall time over episodes
     metrics |= task.summarize([e.infos for e in episodes], args.eval_samples)
     return {f"eval/{name}": value for name, value in metrics.items()}, episodes
 
 
 # ================================================== checkpoint ==================================================
 def save(run_dir: Path, agents: list[Agent], models: list[nn.Module], args: Args, iteration: int, global_step: int):
-    """Export the agents to agent_{i}/, then write a checkpoint; what is there gives way only to what is whole."""
+    """Export the agents to agent_{i}/, then write a checkpoint; each takes the old one's place once it is complete."""
     for i, agent in enumerate(agents):
         with envs.replacing(run_dir / f"agent_{i}") as folder:
             agent.model.save_pretrained(folder)
@@ -468,7 +468,7 @@ def main(args: Args) -> None:
             save(run_dir, agents, models, args, iteration, global_step)
         if last:
             break
-        generator.manual_seed(args.seed << 32 | envs.rank() << 24 | iteration)  # so no random state is saved
+        generator.manual_seed(args.seed << 32 | envs.rank() << 24 | iteration)  # so that resuming needs no random state
         items = envs.sample(task.train, args.num_envs, args.seed, iteration)
         rollout_start, reward_time = time.time(), task.reward_time
         episodes = [e for xs in envs.parts(items, args) for e in rollout(task, xs, agents, args, generator)]

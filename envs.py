@@ -89,13 +89,13 @@ def parse_args(args_class, argv=None):
         args.num_envs = TASKS.get(args.task, Task).num_envs
     numbers = {k: v for k, v in asdict(args).items() if type(v) in (int, float) and k != "reward_shift"}
     at_least_0 = "seed eval_every save_every lora_rank sparse vf_coef gamma gae_lambda kl_coef".split()
+    at_most = {"seed": 2**32 - 1, "sparse": 100, "gamma": 1, "gae_lambda": 1}
     group, kind = getattr(args, "num_generations", 1), getattr(args, "baseline", "none")
     steps = args.num_minibatches * group * world_size() or 1
     for name, is_good, allowed in [
         *((k, 0 <= v < math.inf, "at least 0") for k, v in numbers.items() if k in at_least_0),
         *((k, 0 < v < math.inf, "above 0") for k, v in numbers.items() if k not in at_least_0),
-        ("sparse", args.sparse <= 100, "at most 100"),
-        *((k, v <= 1, "at most 1") for k, v in numbers.items() if k in ("gamma", "gae_lambda")),
+        *((k, v <= at_most[k], f"at most {at_most[k]}") for k, v in numbers.items() if k in at_most),
         ("model", len(args.model) in (1, args.num_agents), f"one name, or {args.num_agents}, one for each agent"),
         ("num_generations", group > 1 or kind == "none", f"at least 2 with --baseline {kind}"),
         ("num_envs", args.num_envs % steps == 0, f"divisible by {steps} (minibatches x episodes of an item x ranks)"),
@@ -411,7 +411,7 @@ def transcript(task, item, texts, rewards):
 
 # ==================================================== task ====================================================
 class Task:
-    """One cooperative task. Subclasses set the attributes and write items, parse, observe, score and feedback."""
+    """A task. Subclasses write items, observe, score and render; feedback for several turns, parse for --dataset."""
 
     name = ""  # what --task takes
     num_turns = 1

@@ -4,7 +4,7 @@
 python plot.py                  a row for each finished run in runs/ to results/runs.csv, then, from all its rows,
                                 results/learning_curves.png and results/tables.md
 python plot.py csv              runs.csv only
-python plot.py render runs/NAME results/NAME.png: the last evaluated builds (games) or episodes (other tasks)
+python plot.py render runs/NAME draws the last evaluated builds (games) or episodes (others), to results/NAME.png
 
 Definitions. Start and end: the first and last held-out evaluation of a run (temperature 1). A run is finished if the
 last one is at --total-env-steps and, where checkpoints are kept, one is newer than it. Runs are pooled over seeds, and

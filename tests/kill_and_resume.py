@@ -21,6 +21,7 @@ import torch
 from soak_sandbox import family
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+SCRIPTS = ["collm_cc", "collm_dc", "mc_baseline"]
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = "--task coding --max-new-tokens 40 --num-envs 8 --num-minibatches 2 --save-every 1".split()
 FLAGS += "--eval-every 3 --eval-episodes 8 --eval-samples 2".split()
@@ -117,9 +118,9 @@ def kill_and_resume(script, folder, kills, total_env_steps, seed=0, number=signa
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--script", default="collm_dc", choices=["collm_cc", "collm_dc", "mc_baseline"])
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--total-env-steps", type=int, default=600)
+    parser.add_argument("--script", default="collm_dc", choices=SCRIPTS, help="whose training it is")
+    parser.add_argument("--kills", type=int, default=20, help="of a running training")
+    parser.add_argument("--total-env-steps", type=int, default=600, help="of both runs")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temp:
         met, wrong = kill_and_resume(args.script, temp, args.kills, args.total_env_steps)

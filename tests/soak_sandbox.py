@@ -76,8 +76,8 @@ def soak(programs):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
-    parser.add_argument("--programs", type=int, default=100_000)
+    parser = argparse.ArgumentParser(description=__doc__.partition(": ")[2].split("\n")[0])
+    parser.add_argument("--programs", type=int, default=100_000, help="to run, after 200 to warm up")
     speed, wrong, figures = soak(parser.parse_args().programs)
     print(f"{speed:.0f} programs a second, {wrong} wrong verdicts")
     for what, (before, after, slack) in figures.items():

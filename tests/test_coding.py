@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import random
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 import envs
 
-GOLDEN = Path(os.environ.get("GOLDEN", Path(__file__).resolve().parents[2] / "shared" / "golden")) / "coding.jsonl"
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "coding.jsonl"
 ITEM = {
     "prompt": 'import math\n\n\ndef half(n):\n    return n // 2\n\n\ndef f(n):\n    """Half of n, plus one."""\n',
     "entry_point": "f",

@@ -216,6 +216,7 @@ BAD = [
     (collm_dc, ["--total-env-steps", "0"], r"--total-env-steps 0: must be above 0"),
     (collm_dc, ["--eval-every", "-1"], r"--eval-every -1: must be at least 0"),
     (collm_dc, ["--seed", "-1"], r"--seed -1: must be at least 0"),
+    (collm_dc, ["--seed", "4294967296"], r"--seed 4294967296: must be at most 4294967295"),
     (collm_dc, ["--device", "tpu7"], r"--device tpu7: must be "),
     (collm_dc, ["--resume", "runs/none"], r"--resume runs/none: must be the folder of a run"),
     (collm_dc, ["--feedback", "score"], r"--feedback score: task coding takes none"),

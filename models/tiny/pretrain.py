@@ -563,9 +563,9 @@ def main():
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the model")
     parser.add_argument("--report", action="store_true", help="only measure the model in --out")
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of chats")
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--epochs", type=int, default=2, help="passes over all chats, before the last one over some")
+    parser.add_argument("--lr", type=float, default=3e-3, help="largest learning rate")
+    parser.add_argument("--batch-tokens", type=int, default=4096, help="of a step, padding included")
     args = parser.parse_args()
     torch.set_num_threads(2)
     if not args.report:
