@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from matplotlib.image import imread
 
 import collm_cc
 import collm_dc
@@ -91,6 +92,19 @@ def test_table_of_tasks(name):
 def test_tables_are_those_of_the_committed_rows(folder):
     rows = plot.read_csv(ROOT / folder / "runs.csv")
     assert (ROOT / folder / "tables.md").read_text() == plot.tables(plot.group(rows))
+
+
+def test_pictures_are_those_of_the_committed_data(tmp_path):
+    pictures = ["results/learning_curves.png", "results/smollm2/learning_curves.png", "results/strbuild_team.png"]
+    assert set(pictures) == set(re.findall(r"!\[.*?\]\((.*?)\)", README))
+    for name in pictures[:2]:
+        rows = plot.read_csv((ROOT / name).parent / "runs.csv")
+        plot.draw_curves(plot.group(rows), tmp_path / name.replace("/", "_"))
+    plot.main(plot.Args(action="render", run=ROOT / "results/strbuild_team", results=tmp_path))
+    (tmp_path / "strbuild_team.png").rename(tmp_path / "results_strbuild_team.png")
+    for name in pictures:
+        shown, drawn = imread(ROOT / name), imread(tmp_path / name.replace("/", "_"))
+        assert shown.shape == drawn.shape and abs(shown - drawn).mean() < 1e-3, name
 
 
 def test_results_are_those_of_the_committed_rows():
