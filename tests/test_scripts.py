@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kill_and_resume import state
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -56,13 +57,9 @@ def scalars(folder):
 
 
 def weights(folder):
-    """{name: tensor} of the newest checkpoint: agents, critics, and their optimizers."""
-    state = torch.load(max(Path(folder).glob("checkpoint_*.pt")), weights_only=True)
-    out = {}
-    for k, (model, optimizer) in enumerate(state["models"]):
-        out |= {f"{k}.{name}": x for name, x in model.items()}
-        out |= {f"{k}.adam.{n}.{m}": x for n, s in optimizer["state"].items() for m, x in s.items()}
-    return out, state["iteration"], state["global_step"]
+    """{name: tensor} of the newest checkpoint (agents, critics, and their optimizers), its iteration and step."""
+    saved = state(folder)
+    return saved, saved.pop("iteration"), saved.pop("global_step")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
