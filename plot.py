@@ -179,6 +179,11 @@ def ends(rows):
 
 
 # ================================================= statistics =================================================
+def start_of(row):
+    """What runs of one untrained team have in common: all methods start alike with a seed, other code may not."""
+    return row["seed"], row["start/score"]
+
+
 def bootstrap(statistic, *samples, draws=5000, seed=0):
     """95% percentile interval of statistic(*samples), each sample drawn anew with replacement; NaN below two values.
     statistic gets arrays (draws, n) and gives (draws,)."""
@@ -254,13 +259,13 @@ def paper_table(groups):
     lines, groups = [], plain(groups)
     for family, tasks in FAMILIES.items():
         tasks = {task: [*COST, *columns] for task, columns in tasks.items() if task in groups}
-        cells = {}  # (row of the table, start or end) -> task -> seed -> row of runs.csv
+        cells = {}  # (row of the table, start or end) -> task -> key -> row of runs.csv
         for task in tasks:
             for method, rows in groups[task].items():
-                seeds = {row["seed"]: row for row in rows}
                 untrained = "untrained agent" if alone(rows[0]) else "untrained team"
-                cells.setdefault((untrained, "start"), {}).setdefault(task, {}).update(seeds)
-                cells.setdefault((method, "end"), {})[task] = seeds
+                starts = cells.setdefault((untrained, "start"), {}).setdefault(task, {})
+                starts.update({start_of(row): row for row in rows})
+                cells.setdefault((method, "end"), {})[task] = {row["run"]: row for row in rows}
         header = ["method", *(f"{t} {c[1]}" for t, cs in tasks.items() for c in [*cs, ("", "n")])]
         table_rows = []
         for name, side in sorted(cells, key=lambda cell: cell[1] == "end"):
@@ -290,7 +295,7 @@ def setting_table(groups):
     starts, cells = {}, {}
     for task, _, rows in flat(groups):
         key = task, " ".join(["one agent"] * alone(rows[0]) + [flags(rows[0])]).strip() or "default"
-        starts.setdefault(key, {}).update({row["seed"]: ends([row])[0, 0] for row in rows})
+        starts.setdefault(key, {}).update({start_of(row): ends([row])[0, 0] for row in rows})
         cells.setdefault(key, {})[rows[0]["script"]] = f"{spread(ends(rows)[1])} ({len(rows)})"
     keys = sorted(cells, key=lambda key: (key[0], key[1] != "default"))
     lines = [[*key, spread(list(starts[key].values())), *(cells[key].get(x, "-") for x in METHODS)] for key in keys]

@@ -164,6 +164,19 @@ def test_mean_curve_interpolates_seeds_over_the_steps_they_share():
     assert high == pytest.approx([20, 70, 120])
 
 
+def test_two_runs_of_a_seed_both_count(tmp_path, monkeypatch):
+    """Of other code, which starts and ends elsewhere; methods of one code start alike, which counts once."""
+    monkeypatch.setattr(plot, "NOT_A_SETTING", (*plot.NOT_A_SETTING, "total_env_steps"))
+    for name, start, end in (("old", 20.0, 80.0), ("new", 26.0, 90.0)):
+        for script in ("collm_cc", "collm_dc"):
+            make_run(tmp_path, f"{name}_{script}", script, scores=((0, start), (4000, end)), total_env_steps=4000)
+    plot.main(plot.Args(runs=tmp_path, results=tmp_path))
+    text = (tmp_path / "tables.md").read_text()
+    assert "| untrained team | - | - | 23.0 ± 4.2 | 23.0 ± 4.2 | - | 2 |" in text
+    assert "| CoLLM-CC | - | - | 85.0 ± 7.1 | 85.0 ± 7.1 | - | 2 |" in text
+    assert "| coding | default | 23.0 ± 4.2 | 85.0 ± 7.1 (2) | 85.0 ± 7.1 (2) | - |" in text
+
+
 def test_tables_curves_and_rows(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(plot, "NOT_A_SETTING", (*plot.NOT_A_SETTING, "total_env_steps"))  # whatever its default is
     runs, results = tmp_path / "runs", tmp_path / "results"
