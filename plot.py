@@ -181,7 +181,7 @@ def ends(rows):
 # ================================================= statistics =================================================
 def start_of(row):
     """What runs of one untrained team have in common: all methods start alike with a seed, other code may not."""
-    return row["seed"], row["start/score"]
+    return row["seed"], row.get("start/score")
 
 
 def bootstrap(statistic, *samples, draws=5000, seed=0):
