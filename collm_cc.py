@@ -6,9 +6,9 @@ histories of all agents, in training only: its TD error is everybody's advantage
 Unlike in the paper, an episode is one growing token sequence per agent (one forward and one KV cache for all turns),
 and actions are sampled from the very distribution that is trained. The defaults suit models/tiny on two CPU cores.
 
-CPU:      python collm_cc.py --task coding --seed 1
-one GPU:  python collm_cc.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct --actor-lr 5e-6 --critic-lr 5e-6 --dtype bfloat16
-GPUs:     torchrun --nproc-per-node=8 collm_cc.py with the same flags: each iteration's episodes are split over them
+CPU:      python SCRIPT.py --task coding --seed 1
+one GPU:  python SCRIPT.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct --actor-lr 5e-6 --critic-lr 5e-6 --dtype bfloat16
+GPUs:     torchrun --nproc-per-node=8 SCRIPT.py with the same flags: each iteration's episodes are split over them
 """
 # Shapes: B episodes (of an update: of a minibatch), N agents, T turns, S tokens of a sequence, R tokens of a response,
 # V vocabulary, D width, b episodes of a microbatch, p rows that a forward reads, n response tokens, k rows decoding.
