@@ -66,7 +66,7 @@ class Args:
     seed: int = 1
     """seed of all that is random: initialisation, order of items, sampling"""
     task: str = "coding"
-    """tldr, arxiv, coding, strbuild or housebuild; options after a colon: strbuild:feedback=score"""
+    """tldr, arxiv, coding, strbuild or housebuild; with options: strbuild:feedback=score"""
     dataset: str | None = None
     """items instead of the embedded ones: a file, `humaneval` (coding), or a Hub id, NAME:SPLIT"""
     eval_dataset: str | None = None
@@ -214,10 +214,9 @@ def join_ranks(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"--device {name}: must be auto, or one that is here: {cause(error)}"
-        ) from None
+    except (RuntimeError, AssertionError):
+        message = "must be auto, cpu, cuda, cuda:1 or the like, and one that is here"
+        raise UserError(f"--device {name}: {message}") from None
     if device.type == "cuda":
         if name == "cuda":
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -248,7 +247,7 @@ def gather(items: list) -> list:
 
 
 def say(text: str) -> None:
-    """Print one line to stderr, above a progress bar if there is one; of all ranks the first does."""
+    """Print one line to stderr, above a progress bar if there is one, on the first rank."""
     if rank() == 0:
         tqdm.write(" ".join(text.split()), file=sys.stderr)
 
@@ -465,9 +464,7 @@ class Agent(nn.Module):
         eos = self.model.generation_config.eos_token_id
         eos = eos if isinstance(eos, list) else [eos]
         self.chat = Chat(name, self.tokenizer, {*eos, self.tokenizer.eos_token_id} - {None})
-        self.shares = (
-            False  # whether episodes of one o_0 share it in the update, see check_sampling
-        )
+        self.shares = False  # whether the update reads an o_0 once for several episodes of it
         self.trains = learning_rate > 0
         if not self.trains:
             self.requires_grad_(False)
@@ -476,10 +473,6 @@ class Agent(nn.Module):
         if args.kl_coef and self.trains:
             reference, _ = load_model(AutoModelForCausalLM, name, args, device, frozen)
             self.reference = [reference.requires_grad_(False)]
-
-    def opening(self, observations: list[str]) -> list[int]:
-        """The tokens that it reads of first observations: of its own."""
-        return self.chat.frame(observations[self.reads[0]], [])
 
     @property
     def eos(self) -> set[int]:
@@ -522,63 +515,50 @@ def merged_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 class Critic(nn.Module):
     """A transformer body and a linear value head; `reads` lists the agents that it reads."""
 
-    def __init__(self, name: str, reads: list[int], args: Args, device: torch.device, frozen: dict):
+    def __init__(self, name, reads: list[int], args: Args, device: torch.device, frozen: dict):
         super().__init__()
         self.name = f"critic of agents {reads}"
         self.reads, self.critic_type = reads, args.critic_type
-        self.body, self.tokenizer = load_model(AutoModel, name, args, device, frozen)
-        ids = torch.zeros(1, 1, dtype=torch.long, device=device)
-        with torch.no_grad():  # some bodies are wider or narrower at their end than inside
-            width = self.body(input_ids=ids, use_cache=False).last_hidden_state.shape[-1]
-        self.head = nn.Linear(width, 1, dtype=self.body.dtype, device=device)
+        self.model, self.tokenizer = load_model(AutoModel, name, args, device, frozen)
+        with torch.no_grad():  # some models are not as wide at their end as their config says
+            output = self.model(torch.zeros(1, 1, dtype=torch.long, device=device))
+        width = output.last_hidden_state.shape[-1]
+        self.head = nn.Linear(width, 1, dtype=self.model.dtype, device=device)
         nn.init.zeros_(self.head.weight)
         self.optimizer = adamw(self, args.critic_lr)
 
-    def opening(self, observations: list[str]) -> list[int]:
-        """The tokens that it reads of first observations."""
-        texts = [f"[Agent {i}]\n{observations[i]}" for i in self.reads]
-        return self.tokenizer("\n\n".join(texts))["input_ids"]
-
-    def part(self, episode: "Episode", i: int, t: int) -> str:
+    def part(self, e: "Episode", i: int, t: int) -> str:
         """What block t tells of agent i: o_0, then a_{t-1} and o_t; for Q always o_t and a_t."""
-        observations, actions = episode.observations[i], episode.actions[i]
+        told = [e.observations[i][t]]
         if self.critic_type == "q":
-            told = [observations[t], actions[t]]
-        elif t == 0:
-            told = [observations[0]]
-        else:
-            told = [actions[t - 1], observations[t]]
+            told = [*told, e.actions[i][t]]
+        elif t > 0:
+            told = [e.actions[i][t - 1], *told]
         return "\n".join([f"[Agent {i}]", *told])
 
-    def encode(self, episode: "Episode") -> tuple[list[int], list[int]]:
-        """Tokens that the critic reads of an episode, and for each turn the index of its value.
-
-        They are blocks, one for each turn; V(h_t) is read at the last token of block t.
-        """
+    def encode(self, e: "Episode") -> tuple[list[int], list[int]]:
+        """Tokens that it reads of an episode, a block for each turn, and where each block ends."""
         tokens, ends = [], []
-        for t in range(len(episode.rewards)):
-            block = "\n\n".join(self.part(episode, i, t) for i in self.reads)
-            if t > 0:
-                block = "\n\n" + block
+        for t in range(len(e.rewards)):
+            block = "\n\n".join(self.part(e, i, t) for i in self.reads)
+            block = block if t == 0 else "\n\n" + block
             tokens += self.tokenizer(block, add_special_tokens=t == 0)["input_ids"]
             ends.append(len(tokens) - 1)
-        if len(tokens) > max_length(self.body):
-            where = episode.item.get("place", "an item")
+        if len(tokens) > max_length(self.model):
             message = f"a history of {len(tokens)} tokens is longer than it reads"
-            raise UserError(f"{where}: {self.name}: {message}")
+            raise UserError(f"{e.item.get('place', 'an item')}: {self.name}: {message}")
         return tokens, ends
 
     def forward(self, tokens: list[list[int]], ends: list[list[int]], num_turns: int):
-        """V of b sequences at their `ends`, from one forward: (T, b); 0 at dead turns."""
-        device = self.head.weight.device
+        """V(h_t) of b sequences, read where block t ends: (T, b), 0 at dead turns."""
         ids = pad_sequence([torch.tensor(x) for x in tokens], batch_first=True)  # (b, S)
-        ends = pad_sequence([torch.tensor(x) for x in ends], padding_value=-1)  # (<= T, b)
-        ends = F.pad(ends, (0, 0, 0, num_turns - len(ends)), value=-1).to(device)  # (T, b)
-        # Attention is causal, so that what is read at an end has not seen the padding after it
-        hidden = self.body(input_ids=ids.to(device), use_cache=False).last_hidden_state  # (b, S, D)
-        hidden = hidden[torch.arange(len(ids), device=device), ends]  # (T, b, D)
-        values = self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)  # (T, b)
-        return values * (ends >= 0)
+        read = [(k, t, s) for k, row in enumerate(ends) for t, s in enumerate(row)]
+        k, t, s = torch.tensor(read).T.to(self.model.device)  # (n,) each
+        # Attention is causal: what is read at an end has not seen the padding after it
+        out = self.model(input_ids=ids.to(k.device), use_cache=False)
+        hidden = out.last_hidden_state[k, s].to(self.head.weight.dtype)  # (n, D)
+        values = self.head(hidden)[:, 0]  # (n,)
+        return values.new_zeros(num_turns, len(tokens)).index_put((t, k), values)
 
 
 def adamw(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
@@ -962,7 +942,7 @@ def rollout(task, episodes, agents, args: Args, purpose: str, iteration: int) ->
 
 # ============================================ update ============================================
 def gae(rewards, values, live, gamma: float, gae_lambda: float) -> torch.Tensor:
-    """Generalised advantages over turns, (T, ...) each.
+    """Generalised advantages over turns: rewards, values (T, B, N) and live (T, B) -> (T, B, N).
 
     With gae_lambda 0 they are TD errors; with gae_lambda 1 and values 0, returns-to-go.
     """
@@ -972,9 +952,9 @@ def gae(rewards, values, live, gamma: float, gae_lambda: float) -> torch.Tensor:
         # TD error: delta_t = r_t + gamma V(h_{t+1}) - V(h_t)
         delta = rewards[t] + gamma * next_value - values[t]
         # GAE (1506.02438): A_t = delta_t + gamma lambda A_{t+1}
-        advantage = (delta + gamma * gae_lambda * advantage) * live[t]
+        advantage = (delta + gamma * gae_lambda * advantage) * live[t][:, None]
         advantages[t] = advantage
-        next_value = values[t] * live[t]  # so that the last live turn bootstraps 0
+        next_value = values[t] * live[t][:, None]  # so that the last live turn bootstraps 0
     return advantages
 
 
@@ -1008,36 +988,39 @@ def normalise(advantages, returns, live) -> torch.Tensor:
     return advantages * signal
 
 
-def stack_rewards(episodes: list[Episode], num_turns: int, device: torch.device):
-    """Rewards and which turns are live, (T, B) each; float64, so that equal returns stay equal."""
-    rewards = torch.zeros(num_turns, len(episodes), dtype=torch.float64)
+def stack_rewards(episodes: list[Episode], num_turns: int, agents):
+    """Rewards (T, B, N), 0 at dead turns, and which turns are live, (T, B).
+
+    Rewards are float64, so that equal returns stay equal.
+    """
+    rewards = torch.zeros(num_turns, len(episodes), len(agents), dtype=torch.float64)
     live = torch.zeros(num_turns, len(episodes), dtype=torch.bool)
     for k, e in enumerate(episodes):
-        rewards[: len(e.rewards), k] = torch.tensor(e.rewards, dtype=torch.float64)
+        rewards[: len(e.rewards), k] = torch.tensor(e.rewards, dtype=torch.float64)[:, None]
         live[: len(e.rewards), k] = True
-    return rewards.to(device), live.to(device)
+    return rewards.to(agents[0].model.device), live.to(agents[0].model.device)
 
 
 def critic_step(critic: Critic, episodes, rewards, live, args: Args) -> torch.Tensor:
-    """One gradient step of a critic; gives the values from before it, (T, B)."""
-    values = torch.zeros_like(rewards)  # (T, B)
+    """One gradient step of a critic; gives the values from before it, (T, B, 1)."""
     num_live = all_sum(live.sum())
+    rewards, values = rewards[..., :1], torch.zeros_like(rewards[..., :1])  # (T, B, 1)
     tokens, ends = zip(*map(critic.encode, episodes), strict=True)
     for rows in microbatches([len(x) for x in tokens], args.microbatch_tokens):
-        v = critic([tokens[k] for k in rows], [ends[k] for k in rows], len(live)).double()  # (T, b)
-        baseline = v.detach()  # (T, b)
+        v = critic([tokens[k] for k in rows], [ends[k] for k in rows], len(live))  # (T, b)
+        v, played = v.double()[..., None], live[:, rows]  # (T, b, 1), (T, b)
+        baseline = v.detach()  # (T, b, 1)
         # Critic target: r_t + gamma V(h_{t+1}), as V + TD error; lambda-return if gae_lambda > 0
-        td_error = gae(rewards[:, rows], baseline, live[:, rows], args.gamma, args.gae_lambda)
-        target = baseline + td_error  # (T, b)
+        target = baseline + gae(rewards[:, rows], baseline, played, args.gamma, args.gae_lambda)
         # Critic loss: mean over live turns of (V(h_t) - target)^2
-        loss = ((v - target) ** 2 * live[:, rows]).sum() / num_live
+        loss = ((v - target)[played] ** 2).sum() / num_live
         (args.vf_coef * loss).backward()
         values[:, rows] = baseline
     optimize(critic, args.max_grad_norm)
     return values
 
 
-def actor_step(i: int, agent: Agent, episodes, advantages, live, args: Args, group: int = 1):
+def actor_step(i: int, agent: Agent, episodes, advantages, live, args: Args):
     """One gradient step of agent i on its advantages (T, B): log pi(a_t | h_t), (T, B), and sums.
 
     The sums are those of the KL, of the sampling gap, and the gradient norm.
@@ -1047,7 +1030,7 @@ def actor_step(i: int, agent: Agent, episodes, advantages, live, args: Args, gro
     kl, gap, norm = torch.zeros(3, 1, dtype=torch.float64, device=live.device)
     agent.train(args.gradient_checkpointing)  # in which layers recompute; no dropout is left in it
     lengths = [len(e.tokens[i]) for e in episodes]
-    for rows in microbatches(lengths, args.microbatch_tokens, group):
+    for rows in microbatches(lengths, args.microbatch_tokens):
         batch = [episodes[k] for k in rows], i, num_turns, agent.temperature, agent.shares
         with torch.set_grad_enabled(agent.trains):
             logp, difference = logprobs(agent.model, *batch)  # (T, b), (n,)
@@ -1075,25 +1058,22 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
 
     Gives {metric: [agent]}, means over the minibatches and over the episodes of all ranks.
     """
-    metrics = []
-    order = rng(args.seed, "minibatches", iteration, rank()).permutation(len(episodes))
+    metrics, order = [], np.arange(len(episodes))
+    order = rng(args.seed, "minibatches", iteration, rank()).permutation(order)
     for index in np.split(order, args.num_minibatches):
         minibatch = [episodes[k] for k in index]
-        # 1. Rewards r_t, (T, B), and which turns each episode played
-        rewards, live = stack_rewards(minibatch, num_turns, agents[0].model.device)
-        joint_rewards = rewards[..., None].expand(-1, -1, len(agents))  # (T, B, N)
+        # 1. Rewards r_t and returns-to-go G_t, and which turns each episode played
+        rewards, live = stack_rewards(minibatch, num_turns, agents)  # (T, B, N), (T, B)
+        returns = gae(rewards, torch.zeros_like(rewards), live, args.gamma, 1.0)  # (T, B, N)
         # 2. Values V(h_t): one forward of each critic, which then takes its step
-        values = torch.zeros_like(joint_rewards)  # (T, B, N)
+        values = torch.zeros_like(rewards)  # (T, B, N)
         for critic in critics:
-            values[..., critic.reads] = critic_step(critic, minibatch, rewards, live, args)[
-                ..., None
-            ]
+            values[..., critic.reads] = critic_step(critic, minibatch, rewards, live, args)
         # 3. Advantages A_t: TD errors (GAE if gae_lambda > 0), or Q(h_t, a_t) itself
-        td_errors = gae(joint_rewards, values, live[..., None], args.gamma, args.gae_lambda)
-        advantages = td_errors if args.critic_type == "v" else values * live[..., None]
-        # 4. Normalisation of each agent's advantages, where the returns G_t differ at all
-        returns = gae(joint_rewards, torch.zeros_like(values), live[..., None], args.gamma, 1.0)
-        variance = live_variance(advantages, live)  # (N,)
+        td_errors = gae(rewards, values, live, args.gamma, args.gae_lambda)  # (T, B, N)
+        advantages = td_errors if args.critic_type == "v" else values
+        # 4. Normalisation for each agent, where there is a signal
+        advantage_variance = live_variance(advantages, live)  # (N,)
         if args.norm_adv:
             advantages = normalise(advantages, returns, live)
         # 5. A step of each agent along its policy gradient
@@ -1102,9 +1082,9 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
             steps.append(actor_step(i, agent, minibatch, advantages[..., i], live, args))
         # 6. Metrics
         learned = actor_metrics(agents, minibatch, steps, advantages, live)
-        learned["losses/advantage_variance"] = variance
         learned["losses/value_loss"] = live_mean(td_errors**2, live)
         learned["losses/explained_variance"] = explained_variance(returns, values, live)
+        learned["losses/advantage_variance"] = advantage_variance
         metrics.append(learned)
     return {name: torch.stack([x[name] for x in metrics]).mean(0).tolist() for name in learned}
 
@@ -1197,7 +1177,7 @@ def transcript(task, episode: Episode) -> str:
 
 # ==================================== checks before training ====================================
 def check_gap(agent: Agent, gap: float, dtype: str) -> None:
-    """UserError if log-probs of sampled tokens differ by more than rounding when they are trained."""
+    """UserError if log-probs of sampled tokens differ by more than rounding in the update."""
     tolerance = 0.1 if dtype == "bfloat16" else 1e-3
     if not gap <= tolerance:
         told = "what it samples is not what is trained: the log-probs of a token differ by"
@@ -1234,24 +1214,25 @@ def check_sampling(task, agents, args: Args) -> None:
         check_gap(agent, difference.abs().mean().item(), args.dtype)
 
 
-def check_lengths(task, agents, critics, limit: int) -> None:
-    """UserError names a row whose first observation and T responses are longer than a model reads."""
-    readers = [(agent, agent.model) for agent in agents]
-    readers += [(critic, critic.body) for critic in critics]
+def check_lengths(task, agents, readers, limit: int) -> None:
+    """UserError names a row whose first observation and T responses are too long for a model.
+
+    readers: the agents, and the critics, which read all that their agents read.
+    """
+    shortest = min(max_length(reader.model) for reader in readers)
+    responses = task.num_turns * limit
     for item in [*task.train, *task.eval]:
         observations = task.observe(item)
-        most = (
-            sum(len(text.encode()) for text in observations) + 500
-        )  # no token is less than a byte
-        for reader, model in readers:
-            responses = task.num_turns * limit * len(reader.reads)
-            if most + responses <= max_length(model):
-                continue
-            length = len(reader.opening(observations)) + responses
-            if length > max_length(model):
-                where = item.get("place", "an item")
-                told = f"its first observation and {responses} tokens of responses are {length}"
-                raise UserError(f"{where}: {told} tokens, {reader.name} reads {max_length(model)}")
+        num_bytes = sum(len(text.encode()) + responses + 200 for text in observations)
+        if num_bytes <= shortest:  # no token is less than a byte
+            continue
+        frames = [agent.chat.frame(observations[agent.reads[0]], []) for agent in agents]
+        for reader in readers:
+            length = sum(len(frames[i]) + responses for i in reader.reads)
+            if length > max_length(reader.model):
+                told = f"first observation and {task.num_turns} responses are {length} tokens"
+                told = f"{told}, {reader.name} reads {max_length(reader.model)}"
+                raise UserError(f"{item.get('place', 'an item')}: {told}")
 
 
 # ========================================== checkpoint ==========================================
@@ -1392,14 +1373,14 @@ def evaluate_and_log(task, agents, args: Args, writer, global_step: int) -> None
 
 
 def build(task, args: Args, device: torch.device):
-    """(agents, critics) of a team, checked: what can not work is refused here."""
+    """The models of a team, checked: what can not work is refused here."""
     torch.manual_seed(int(rng(args.seed, "initialisation").integers(2**32)))
     names, frozen = for_each_agent(args.model, args.num_agents), {}
     agents = [Agent(i, name, args, device, frozen) for i, name in enumerate(names)]
     # One critic V(h_t), which reads the joint history h_t = (h_1t, ..., h_Nt)
     reads = [list(range(args.num_agents))]
     critics = [Critic(args.critic_model or names[r[0]], r, args, device, frozen) for r in reads]
-    check_lengths(task, agents, critics, args.max_new_tokens or task.max_new_tokens)
+    check_lengths(task, agents, [*agents, *critics], args.max_new_tokens or task.max_new_tokens)
     check_sampling(task, agents, args)
     return agents, critics
 

@@ -1,462 +1,1423 @@
-# docs: README.md#mc_baselinepy
-"""MAGRPO and its siblings: multi-agent Monte Carlo policy gradient for teams of language models (arXiv 2601.21972).
+# docs: README.md#how-to-read
+"""MAGRPO and its siblings: multi-agent Monte Carlo policy gradient (baselines of 2601.21972).
 
-Agent i answers its own history h_it with a whole text a_it; all agents get one reward r_t. There is no critic: the
-advantage is the return-to-go, less a baseline over the K episodes of the same item. Execution needs only the agents.
-Unlike in the paper, an episode is one growing token sequence per agent (one forward and one KV cache for all turns),
-and actions are sampled from the very distribution that is trained. The defaults suit models/tiny on two CPU cores.
+Agent i answers its own history h_it with a whole text a_it; all agents get one reward r_t. There is
+no critic: the advantage is the return-to-go less a baseline over K episodes of the same item.
+Execution needs the agents alone.
+
+What differs from the paper, and why: an episode is one token sequence per agent that only grows,
+so that one forward and one KV cache serve all turns; actions are sampled from the very
+distribution that is trained (no top-p); a minibatch of whole episodes is one gradient step.
 
 CPU:      python SCRIPT.py --task coding --seed 1
 one GPU:  python SCRIPT.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct --actor-lr 5e-6 --dtype bfloat16
-GPUs:     torchrun --nproc-per-node=8 SCRIPT.py with the same flags: each iteration's episodes are split over them
+GPUs:     torchrun --nproc-per-node=8 SCRIPT.py with the same flags: ranks share the episodes
 """
-# Shapes: B episodes (of an update: of a minibatch), N agents, T turns, S tokens of a sequence, R tokens of a response,
-# V vocabulary, D width, b episodes of a microbatch, p rows that a forward reads, n response tokens, k rows decoding.
+# Shapes: B episodes (of an update: of a minibatch), N agents, T turns, S tokens of a sequence,
+# R tokens of a response, V vocabulary, D width, b episodes of a microbatch, p rows that a forward
+# reads, k rows that still decode, n tokens of responses.
 
+import contextlib
+import errno
+import json
+import logging
+import os
+import resource
+import shutil
+import signal
+import sys
+import threading
 import time
-from dataclasses import dataclass, field
-from itertools import cycle
+import traceback
+from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
+from math import comb, inf
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
 import torch
+import tyro
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, Cache, DynamicLayer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Cache,
+    DynamicLayer,
+    GenerationConfig,
+)
+from transformers.utils import logging as transformers_logging
 
-import envs
+from envs import UserError, make, score_batch
 
 
-# ===================================================== Args =====================================================
+# ============================================= Args =============================================
+# ============================================= Args =============================================
 @dataclass
 class Args:
     exp_name: str = Path(__file__).stem
     """name of the experiment"""
     seed: int = 1
-    """seed of initialisation, item order and sampling"""
+    """seed of all that is random: initialisation, order of items, sampling"""
     task: str = "coding"
-    """tldr, arxiv, coding, strbuild or housebuild (envs.TASKS)"""
+    """tldr, arxiv, coding, strbuild or housebuild; with options: strbuild:feedback=score"""
     dataset: str | None = None
-    """items instead of the embedded ones: a JSON or JSONL file, `humaneval` (coding), or a Hub id"""
+    """items instead of the embedded ones: a file, `humaneval` (coding), or a Hub id, NAME:SPLIT"""
+    eval_dataset: str | None = None
+    """held-out items, as --dataset; by default every fifth row of it"""
     model: list[str] = field(default_factory=lambda: ["models/tiny"])
     """Hub id or folder of a causal LM: one for all agents, or one for each"""
     num_agents: int = 2
     """agents in the team (N); 1 is the single-agent special case"""
     num_turns: int | None = None
     """turns of an episode (T); the task's own by default"""
-    feedback: str | None = None
-    """what a game tells after a turn: position, score or perfect; the task's own by default"""
-    sparse: float = 0.0
-    """pay the largest reward for a score of this many % or more, else 0 (before reward_shift); 0: as the task pays"""
+    success: float | None = None
+    """raw reward at which an episode ends early; the task's own by default"""
+    reward_shift: float | None = None
+    """added to every raw reward; the task's own by default"""
     total_env_steps: int = 2048
     """joint actions to train for"""
     num_envs: int | None = None
     """episodes of an iteration (B); the task's own by default"""
-    rollout_batch: int = 64
-    """episodes that are played at once, at most num_envs: bounds the memory of the KV caches"""
     num_minibatches: int = 1
-    """gradient steps per iteration, each on num_envs / num_minibatches whole episodes; 1: strictly on policy"""
+    """gradient steps of an iteration, each on num_envs / num_minibatches whole episodes"""
     microbatch_tokens: int = 2048
-    """tokens, padding included, of one forward/backward in the update: bounds memory, changes only rounding"""
+    """tokens, padding included, of a forward of the update: bounds memory, changes only rounding"""
     max_new_tokens: int | None = None
     """longest response (R); the task's own by default"""
-    temperature: float = 1.0
-    """of sampling, and of the log-probabilities that are trained"""
+    temperature: list[float] = field(default_factory=lambda: [1.0])
+    """of sampling and of the log-probabilities that are trained: one for all agents or one each"""
     gamma: float = 0.9
     """discount from one turn to the next"""
     num_generations: int = 4
-    """episodes of each item in an iteration (K), consecutive ones"""
+    """episodes of each item in an iteration (K)"""
     baseline: Literal["mean", "rloo", "max", "none"] = "mean"
-    """of the K returns: mean (MAGRPO), rloo (mean of the others), max (ReMax-like), none (REINFORCE)"""
-    actor_lr: float = 3e-4
-    """learning rate of the agents"""
+    """of K returns: mean (MAGRPO), rloo (mean of the others), max (ReMax-like), none (REINFORCE)"""
+    actor_lr: list[float] = field(default_factory=lambda: [3e-4])
+    """learning rate: one for all agents or one each; 0 freezes an agent"""
     norm_adv: bool = True
-    """normalise advantages for each agent, over the turns that a minibatch played (its live turns)"""
+    """normalise advantages of each agent over the turns that a minibatch played (its live turns)"""
     max_grad_norm: float = 1.0
     """largest gradient norm of each model"""
     kl_coef: float = 0.0
-    """coefficient of KL(pi || reference) over a response; the reference is the model that training starts from"""
-    reward_shift: float | None = None
-    """added to every raw reward; the task's own by default"""
+    """coefficient of KL(pi || reference); the reference is the model that training starts from"""
     eval_every: int = 10
     """iterations between evaluations on held-out items; 0: only at the start and the end"""
     eval_episodes: int = 128
-    """most episodes of an evaluation: eval_samples of each of the first held-out items"""
-    eval_samples: int = 4
-    """episodes of each held-out item in an evaluation, for pass@k"""
+    """most episodes of an evaluation: four of each of the first held-out items"""
     save_every: int = 25
     """iterations between checkpoints; 0: only at the start and the end"""
     resume: str | None = None
     """run folder to go on with, e.g. runs/NAME"""
     run_name: str | None = None
-    """name of the run's folder in runs/; {task}__{exp_name}__{seed}__{unix time} by default"""
+    """name of the folder in runs/; {task}__{exp_name}__{seed}__{unix time} by default"""
     track: bool = False
     """also log to Weights & Biases"""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto is cuda if there is one"""
-    agent_devices: list[str] = field(default_factory=list)
-    """devices that agents get in turn, as cuda:0 cuda:1: agents act in parallel; --device by default"""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """arithmetic of the models; bfloat16 is autocast over float32 weights"""
     lora_rank: int = 0
-    """rank of LoRA adapters (peft); the weights stay frozen, and models of one name share them; 0: train all weights"""
+    """rank of LoRA adapters (peft) over frozen weights; 0: train all weights"""
     gradient_checkpointing: bool = False
     """keep only the inputs of layers for the backward pass: saves memory, costs one more forward"""
 
 
-# ================================================= model helpers =================================================
-class Agent(nn.Module):
-    """One policy pi_i: a causal LM, its tokenizer, its optimizer, and how its chat frames the turns of an episode."""
+def parse_args(args_class, argv: list[str] | None = None):
+    """Checked args of a command line. With --resume, the run's own args are the defaults."""
+    args = tyro.cli(args_class, args=argv)
+    if args.resume:
+        try:
+            saved = json.loads(Path(args.resume, "args.json").read_text())
+            saved = args_class(**{**saved, "resume": args.resume})
+        except (OSError, TypeError, json.JSONDecodeError):
+            message = "must be the folder of a run, with its args.json"
+            raise UserError(f"--resume {args.resume}: {message}") from None
+        if saved.exp_name != args.exp_name:
+            message = f"is a run of {saved.exp_name}, not of {args.exp_name}"
+            raise UserError(f"--resume {args.resume}: {message}")
+        args = tyro.cli(args_class, args=argv, default=saved)
+    check_args(args)
+    return args
 
-    def __init__(self, name: str, args: Args, device: torch.device):
-        super().__init__()
-        self.model, self.tokenizer = envs.load_model(AutoModelForCausalLM, name, args, device)
-        self.optimizer = torch.optim.AdamW(self.parameters(), lr=args.actor_lr, weight_decay=0.0, fused=True)
-        if args.kl_coef:  # the reference: this model without its adapters, or a second one, which never learns
-            reference = self.model if args.lora_rank else envs.load_model(AutoModelForCausalLM, name, args, device)[0]
-            self.reference = SimpleNamespace(model=reference)  # so that it is no submodule: not trained, not saved
-        config = self.model.generation_config
-        config.do_sample, eos = True, config.eos_token_id  # without do_sample, some configs fail to save
-        self.eos = {*(eos if isinstance(eos, list) else [eos]), self.tokenizer.eos_token_id} - {None}
-        # What stands around the user's text in the first and in later turns; plain text if there is no chat template
-        self.first, self.later = ("", "\n"), ("\n", "\n")
-        if self.tokenizer.chat_template:
-            user, reply = {"role": "user", "content": "<USER>"}, {"role": "assistant", "content": "<REPLY>"}
-            chats, options = [[user], [user, reply, user]], {"add_generation_prompt": True, "enable_thinking": False}
-            first, later = self.tokenizer.apply_chat_template(chats, tokenize=False, **options)
-            self.first, self.later = first.split("<USER>"), later.split("<REPLY>")[1].split("<USER>")
+
+def check_args(args) -> None:
+    """UserError for a flag whose value can not work, whatever the task and the models are."""
+    zero_is_good = ["seed", "eval_every", "save_every", "lora_rank", "gamma", "gae_lambda"]
+    zero_is_good += ["kl_coef", "vf_coef", "actor_lr"]
+    at_most = {"seed": 2**32 - 1, "gamma": 1, "gae_lambda": 1}
+    of_agents = ["model", "temperature", "actor_lr"]
+    for name, given in asdict(args).items():
+        flag = f"--{name.replace('_', '-')} {given}: must be"
+        values = given if isinstance(given, list) else [given]
+        if name in of_agents and len(values) not in (1, args.num_agents):
+            raise UserError(f"{flag} one for all agents, or {args.num_agents}, one for each")
+        for value in values:
+            if type(value) not in (int, float) or name in ("success", "reward_shift"):
+                continue
+            if not (0 < value < inf or (value == 0 and name in zero_is_good)):
+                raise UserError(f"{flag} {'at least' if name in zero_is_good else 'above'} 0")
+            if value > at_most.get(name, inf):
+                raise UserError(f"{flag} at most {at_most[name]}")
+
+
+def for_each_agent(values: list, num_agents: int) -> list:
+    """One value for each agent, from one for all or one each."""
+    return values * num_agents if len(values) == 1 else values
+
+
+# ======================================== seeds and ranks ========================================
+def rng(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
+    """The random stream of one purpose: no two (seed, purpose, numbers) share one.
+
+    NumPy's SeedSequence mixes all of them; torch's generators would keep 32 bits of a seed.
+    """
+    purposes = ["initialisation", "items", "minibatches", "rollout", "evaluation"]
+    return np.random.default_rng([seed, purposes.index(purpose), *numbers])
+
+
+def draw_items(items: list[dict], n: int, seed: int, iteration: int) -> list[dict]:
+    """Batch number `iteration` of an endless stream that shuffles the items anew each epoch."""
+    batch = []
+    while len(batch) < n:
+        epoch, start = divmod(iteration * n + len(batch), len(items))
+        order = rng(seed, "items", epoch).permutation(len(items))
+        batch += [items[k] for k in order[start : start + n - len(batch)]]
+    return batch
+
+
+def rank() -> int:
+    """Number of this process among those that torchrun started; 0 if it is alone."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """Number of processes that torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def join_ranks(name: str) -> torch.device:
+    """The device that --device names, for `auto` and `cuda` this rank's own; joins other ranks."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):
+        message = "must be auto, cpu, cuda, cuda:1 or the like, and one that is here"
+        raise UserError(f"--device {name}: {message}") from None
+    if device.type == "cuda":
+        if name == "cuda":
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if world_size() > 1:
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def all_sum(*tensors: torch.Tensor) -> torch.Tensor:
+    """Sum tensors of one type over the ranks, in place, by one all-reduce; gives the first."""
+    if world_size() > 1:
+        flat = torch.cat([x.flatten() for x in tensors])
+        torch.distributed.all_reduce(flat)
+        parts = flat.split([x.numel() for x in tensors])
+        for x, part in zip(tensors, parts, strict=True):
+            x.copy_(part.view_as(x))
+    return tensors[0]
+
+
+def gather(items: list) -> list:
+    """The lists of all ranks as one list, on every rank."""
+    if world_size() == 1:
+        return items
+    lists = [None] * world_size()
+    torch.distributed.all_gather_object(lists, items)
+    return [item for part in lists for item in part]
+
+
+def say(text: str) -> None:
+    """Print one line to stderr, above a progress bar if there is one, on the first rank."""
+    if rank() == 0:
+        tqdm.write(" ".join(text.split()), file=sys.stderr)
+
+
+# ============================================ models ============================================
+def cause(error: Exception) -> str:
+    """What an exception says, in one line of reasonable length."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:400]
+
+
+def find_adapter(name: str) -> Path | None:
+    """The folder of a LoRA adapter that --model names: itself, or an agent's exported one."""
+    for folder in (Path(name), Path(name, "adapter")):
+        if (folder / "adapter_config.json").is_file():
+            return folder
+    return None
+
+
+def load_model(auto_class, name: str, args: Args, device: torch.device, frozen: dict):
+    """(model, tokenizer) of a Hub id or folder. UserError, in one line, if it can not be used.
+
+    frozen: for LoRA, {(name, parameter): weight} of what was loaded before. Models of one name,
+    critics too, then share their frozen weights.
+    """
+    adapter = find_adapter(name)
+    base = name
+    if adapter and args.lora_rank:
+        base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    dtype = torch.float64 if args.dtype == "float64" else torch.float32
+    step = "config"
+    try:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        step = "weights"
+        model, loading = auto_class.from_pretrained(
+            base, config=config, dtype=dtype, output_loading_info=True, trust_remote_code=False
+        )
+        step = "tokenizer"
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # safetensors, tokenizers and the Hub have their own classes
+        raise UserError(f"--model {name}: its {step} can not be loaded: {cause(error)}") from error
+    if loading["missing_keys"]:
+        some = ", ".join(sorted(loading["missing_keys"])[:3])
+        raise UserError(f"--model {name}: its files lack weights of its layers: {some}, ...")
+    remove_dropout(model)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if args.lora_rank:
+        model = add_lora(model, base, adapter, args.lora_rank, frozen)
+    model = model.to(device).eval()
+    if args.dtype == "bfloat16":
+        model.forward = torch.autocast(device.type, torch.bfloat16)(model.forward)
+    return model, tokenizer
+
+
+def remove_dropout(model: nn.Module) -> None:
+    """Set every dropout to 0: the policy that is trained is the one that sampled."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def add_lora(model: nn.Module, name: str, adapter: Path | None, lora_rank: int, frozen: dict):
+    """Freeze a model and add LoRA adapters (2106.09685, alpha = 2 rank) to its linear layers."""
+    peft = optional("peft")
+    for parameter, weight in model.named_parameters():
+        parameter = parameter.removeprefix(f"{model.base_model_prefix}.")
+        weight.data = frozen.setdefault((name, parameter), weight.data)
+    is_agent = model.get_output_embeddings() is not None
+    if adapter and is_agent:
+        model = peft.PeftModel.from_pretrained(model, adapter, is_trainable=True)
+        found = model.peft_config["default"].r
+        if found != lora_rank:
+            raise UserError(f"--lora-rank {lora_rank}: the adapter in {adapter} has rank {found}")
+        return model
+    config = peft.LoraConfig(
+        r=lora_rank,
+        lora_alpha=2 * lora_rank,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM" if is_agent else "FEATURE_EXTRACTION",
+    )
+    return peft.get_peft_model(model, config)
+
+
+def optional(name: str):
+    """An optional package; UserError names the pip command if it is not installed."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise UserError(f"this needs the package {name}: pip install {name}") from error
+
+
+def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict without frozen weights, which are those of --model."""
+    parameters = model.named_parameters(remove_duplicate=False)
+    frozen = {name for name, p in parameters if not p.requires_grad}
+    return {name: x for name, x in model.state_dict().items() if name not in frozen}
+
+
+def max_length(model: nn.Module) -> float:
+    """Tokens that a model reads as a whole: its positions, or the window of its attention."""
+    config = model.config.get_text_config()
+    names = ["max_position_embeddings", "sliding_window", "attention_chunk_size", "window_size"]
+    limits = [getattr(config, name, None) for name in names]
+    return min(limit or inf for limit in limits)
+
+
+class Chat:
+    """How a chat template frames the turns of an episode, found by rendering marked texts.
+
+    first, later: what stands before and after the user's text in the first and in later turns.
+    eos: the ids that end a response.
+    """
+
+    def __init__(self, name: str, tokenizer, eos: set[int]):
+        self.name, self.tokenizer, self.eos = name, tokenizer, eos
+        self.first = ("", "\n")
+        self.later = ("\n", "\n")
+        self.end = None  # the token with which the template ends a reply
+        self.before_end = ""  # what it writes between a reply and that token
+        self.strips = False  # whether it strips the user's text
+        if tokenizer.chat_template:
+            self.read_template()
+
+    def render(self, *texts: str) -> str:
+        """The chat of a user and an assistant in turn, up to where the next reply begins."""
+        roles = ["user", "assistant"] * len(texts)
+        chat = [{"role": role, "content": text} for role, text in zip(roles, texts)]
+        options = {"add_generation_prompt": True, "enable_thinking": False}
+        try:
+            return self.tokenizer.apply_chat_template(chat, tokenize=False, **options)
+        except Exception as error:  # templates raise what they like
+            message = f"its chat template refuses a chat of plain texts: {cause(error)}"
+            raise UserError(f"--model {self.name}: {message}") from error
+
+    def split(self, text: str, mark: str) -> list[str]:
+        """The parts of a rendering before and after a mark."""
+        parts = text.split(mark)
+        if len(parts) != 2:
+            message = f"its chat template prints a text {len(parts) - 1} times instead of once"
+            raise UserError(f"--model {self.name}: {message}")
+        return parts
+
+    def read_template(self) -> None:
+        """Find `first` and `later`, and how a reply ends."""
+        first = self.render("<USER>")
+        head, tail = self.split(self.render("<ONE>", "<REPLY>", "<USER>"), "<REPLY>")
+        self.first = self.split(first, "<USER>")
+        before, after = self.split(tail, "<USER>")
+        self.strips = " <USER> " not in self.render(" <USER> ")
+        self.find_end(before)
+        if self.end is not None:
+            end = self.tokenizer.convert_ids_to_tokens(self.end)
+            self.before_end, _, rest = before.partition(end)
+            before = end + rest
+        self.later = (before, after)
+        thought = self.render("<USER>", "<think>\n<THOUGHT>\n</think>\n\n<REPLY>", "<USER>")
+        same = head.replace("<ONE>", "<USER>").rstrip() == first.rstrip()
+        if not same or "<THOUGHT>" not in thought:
+            message = "its chat template rewrites earlier turns (thinking is dropped)"
+            say(f"{self.name}: {message}; histories keep what was read and sampled")
+
+    def find_end(self, before: str) -> None:
+        """Set `end` from what stands between a reply and the user's text; it is an EOS from now."""
+        ids = self.encode(before)
+        ends = [token for token in ids if token in self.eos]
+        if not ends:
+            added = self.tokenizer.added_tokens_decoder
+            special = [token for token in ids if token in added and added[token].special]
+            ends = [token for token in special if token != self.tokenizer.bos_token_id]
+            told = f"as its chat template has it, though its EOS is {sorted(self.eos)}"
+            if ends:
+                say(f"{self.name}: token {ends[0]} ends a response, {told}")
+            else:
+                say(f"{self.name}: its chat template ends a turn with no token; only EOS does")
+        if ends:
+            self.end = ends[0]
+            self.eos = self.eos | {self.end}
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """Token ids of a text; a chat template writes its own special tokens."""
+        return self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
 
     def frame(self, observation: str, history: list[int]) -> list[int]:
-        """The tokens that an observation appends to a history; what is in the history stays as it is."""
-        before, after = self.later if history else self.first
-        bos = not history and not self.tokenizer.chat_template  # a template writes its own
-        tokens = self.tokenizer(before + observation + after, add_special_tokens=bos)["input_ids"]
-        return tokens[1:] if history and {history[-1], tokens[0]} <= self.eos else tokens  # no second EOS
+        """The tokens that an observation appends to a history; the history stays as it is."""
+        if self.strips:
+            observation = observation.strip()
+        if not history:
+            before, after = self.first
+            return self.encode(before + observation + after, not self.tokenizer.chat_template)
+        before, after = self.later
+        tokens = self.encode(before + observation + after)
+        if self.end is None:
+            return tokens
+        tokens = tokens[tokens.index(self.end) :]
+        if history[-1] in self.eos:
+            return tokens[1:]  # the agent itself has ended its turn
+        return self.encode(self.before_end) + tokens
 
 
-def optimize(name: str, model: nn.Module, max_grad_norm: float) -> torch.Tensor:
-    """Sum the gradient over ranks, clip it, step. Gives its norm before clipping, (); raises if that is not finite."""
-    envs.all_sum(*(p.grad for p in model.parameters() if p.grad is not None))
-    norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+class Agent(nn.Module):
+    """One policy pi_i: a causal LM, its tokenizer and chat, its temperature and optimizer."""
+
+    def __init__(self, i: int, name: str, args: Args, device: torch.device, frozen: dict):
+        super().__init__()
+        self.name = f"agent {i} ({name})"
+        self.reads = [i]
+        self.temperature = for_each_agent(args.temperature, args.num_agents)[i]
+        learning_rate = for_each_agent(args.actor_lr, args.num_agents)[i]
+        self.model, self.tokenizer = load_model(AutoModelForCausalLM, name, args, device, frozen)
+        eos = self.model.generation_config.eos_token_id
+        eos = eos if isinstance(eos, list) else [eos]
+        self.chat = Chat(name, self.tokenizer, {*eos, self.tokenizer.eos_token_id} - {None})
+        self.shares = False  # whether the update reads an o_0 once for several episodes of it
+        self.trains = learning_rate > 0
+        if not self.trains:
+            self.requires_grad_(False)
+        self.optimizer = adamw(self, learning_rate) if self.trains else None
+        self.reference = []  # a list, so that it is no submodule: neither trained nor saved
+        if args.kl_coef and self.trains:
+            reference, _ = load_model(AutoModelForCausalLM, name, args, device, frozen)
+            self.reference = [reference.requires_grad_(False)]
+
+    @property
+    def eos(self) -> set[int]:
+        """The token ids that end a response."""
+        return self.chat.eos
+
+    def export(self, folder: Path) -> None:
+        """Write a Hugging Face model that samples by default as in training.
+
+        With LoRA its weights are merged, and the adapter alone is in adapter/.
+        """
+        config = GenerationConfig(do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0)
+        config.eos_token_id = sorted(self.eos)
+        config.pad_token_id = self.tokenizer.pad_token_id
+        if config.pad_token_id is None:
+            config.pad_token_id = config.eos_token_id[0]
+        weights, model = None, self.model
+        if hasattr(model, "peft_config"):
+            model.save_pretrained(folder / "adapter")
+            weights, model = merged_weights(model), model.get_base_model()
+        model.save_pretrained(folder, state_dict=weights)
+        config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def merged_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """State dict of a LoRA model's base with its adapters added in; the model stays as it is."""
+    base = model.get_base_model()
+    weights = {}
+    for name, weight in base.state_dict().items():
+        if ".lora_" not in name:
+            weights[name.replace(".base_layer.", ".")] = weight.detach().cpu()
+    for name, module in base.named_modules():
+        if hasattr(module, "get_delta_weight"):
+            delta = module.get_delta_weight("default").detach().cpu()
+            weights[f"{name}.weight"] = weights[f"{name}.weight"] + delta
+    return weights
+
+
+def adamw(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    """The optimizer of what a model trains."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0, fused=True)
+
+
+def optimize(model: nn.Module, max_grad_norm: float) -> torch.Tensor:
+    """Sum the gradient over ranks, clip it, step. Gives its norm before clipping, ().
+
+    FloatingPointError names the model if the norm is not finite; nothing is stepped then.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for p in trained:
+        if p.grad is None:  # e.g. an expert that no token of this rank has reached
+            p.grad = torch.zeros_like(p)
+    all_sum(*(p.grad for p in trained))
+    norm = nn.utils.clip_grad_norm_(trained, max_grad_norm)
     if not norm.isfinite():
-        raise FloatingPointError(f"{name}: the gradient norm is {norm}")
+        raise FloatingPointError(f"{model.name}: its gradient norm is {norm}")
     model.optimizer.step()
     model.optimizer.zero_grad()
     return norm
 
 
-# =================================================== generate ===================================================
+# =========================================== generate ===========================================
 class RowsLayer(DynamicLayer):
-    """Keys and values of a layer, (2, B, heads, columns, width), of which a forward of k rows writes the first k."""
+    """Keys and values of one layer in buffers with room to grow, (B, heads, columns, width).
 
-    def update(self, keys, values, *args, **kwargs):  # in place; autocast leaves keys float32, but attends in bfloat16
-        new, start = torch.stack([keys.to(values.dtype), values]), self.get_seq_length()  # (2, k, heads, new, width)
-        k, end = new.shape[1], start + new.shape[3]
-        if not self.is_initialized:
-            self.buffer, self.is_initialized = new, True
-        rows, columns = self.buffer.shape[1], self.buffer.shape[3]
-        if k > rows or end > columns:  # 64 more columns than needed, so that decoding seldom copies the past
-            self.buffer = F.pad(self.buffer, (0, 0, 0, max(0, end + 64 - columns), 0, 0, 0, max(0, k - rows)))
-        self.buffer[:, :k, :, start:end] = new
-        self.keys, self.values = self.buffer[:, :k, :, :end]
+    A forward of k rows writes and reads the first k rows.
+    """
+
+    key_buffer = value_buffer = None
+
+    def update(self, keys, values, *args, **kwargs):
+        """Append new columns; gives all keys and values of the rows that are read."""
+        start = self.get_seq_length()
+        end = start + keys.shape[2]
+        keys = keys.to(values.dtype)  # autocast leaves rotated keys in float32
+        self.key_buffer = self.write(self.key_buffer, keys, start, end)
+        self.value_buffer = self.write(self.value_buffer, values, start, end)
+        self.keys = self.key_buffer[: len(keys), :, :end]
+        self.values = self.value_buffer[: len(values), :, :end]
+        self.is_initialized = True
         return self.keys, self.values
+
+    @staticmethod
+    def write(buffer, new, start: int, end: int) -> torch.Tensor:
+        """Put new (k, heads, end - start, width) into a buffer, a wider one if it is full."""
+        if buffer is None:
+            return new
+        missing = end - buffer.shape[2]
+        if missing > 0:
+            buffer = F.pad(buffer, (0, 0, 0, missing + 64))
+        buffer[: len(new), :, start:end] = new
+        return buffer
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep these rows, in this order; a row may be repeated."""
+        length = self.get_seq_length()
+        self.key_buffer = self.key_buffer[rows, :, :length]
+        self.value_buffer = self.value_buffer[rows, :, :length]
+        self.keys, self.values = self.key_buffer, self.value_buffer
+
+    def move(self, source: torch.Tensor, to: torch.Tensor) -> None:
+        """Put rows `source` in the places `to`."""
+        self.key_buffer[to] = self.key_buffer[source]
+        self.value_buffer[to] = self.value_buffer[source]
 
 
 class RowsCache(Cache):
-    """KV cache of the episodes being played: episode j has row place[j]; mask (B, columns) is 0 where no token is."""
+    """KV cache of the episodes that an agent plays, a row each.
 
-    mask = place = None  # (B, columns), (B,)
+    mask: (B, columns), 0 where a column holds no token of that row's history.
+    row_of: (B,), the row of each episode, in the order in which `generate` was given them.
+    """
 
-    def select(self, rows: torch.Tensor, columns: int | None = None) -> None:
-        """Keep these rows, in this order (repeats allowed); cut the buffers to so many columns, if given."""
+    def __init__(self):
+        super().__init__(layer_class_to_replicate=RowsLayer)
+        self.mask = self.row_of = None
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep these rows, in this order; a row may be repeated."""
         self.mask = self.mask[rows]
         for layer in self.layers:
-            layer.buffer = layer.buffer[:, rows, :, :columns]
-            layer.keys, layer.values = layer.buffer[:, :, :, : layer.get_seq_length()]
+            layer.select(rows)
 
     def move(self, source: torch.Tensor, to: torch.Tensor) -> None:
         """Put rows `source` in the places `to`."""
         self.mask[to] = self.mask[source]
         for layer in self.layers:
-            layer.buffer[:, to] = layer.buffer[:, source]
+            layer.move(source, to)
+
+
+def prefill(agent: Agent, prompts: list[list[int]], cache: RowsCache) -> None:
+    """Read a prompt into each row of the cache. Shorter ones leave holes at their ends.
+
+    The padding is a hole only afterwards: here it sees itself, so that no query sees no key, and
+    nothing before it sees it, since attention is causal.
+    """
+    device = agent.model.device
+    ids = pad_sequence([torch.tensor(x, dtype=torch.long) for x in prompts], batch_first=True)
+    ids = ids.to(device)  # (p, S)
+    lengths = torch.tensor([len(x) for x in prompts], device=device)[:, None]  # (p, 1)
+    columns = torch.arange(ids.shape[1], device=device)  # (S,)
+    real = (columns < lengths).long()  # (p, S)
+    past = cache.mask
+    if past is None:
+        past = real[:, :0]  # (p, 0)
+    cache.mask = torch.cat([past, real], 1)  # (p, columns)
+    if ids.shape[1] > 0:
+        agent.model(
+            ids,
+            attention_mask=torch.cat([past, torch.ones_like(real)], 1),
+            position_ids=past.sum(1, keepdim=True) + columns,
+            past_key_values=cache,
+            logits_to_keep=1,
+        )
+
+
+def read_prompts(agent: Agent, prompts: list[list[int]], cache: RowsCache) -> None:
+    """Read all but the last token of each prompt; row j of the cache is then that of prompt j."""
+    if cache.mask is not None:
+        cache.select(cache.row_of)
+        prefill(agent, [prompt[:-1] for prompt in prompts], cache)
+        return
+    number = {}  # of each different prompt: equal ones are read once
+    for prompt in prompts:
+        number.setdefault(tuple(prompt), len(number))
+    prefill(agent, [list(prompt[:-1]) for prompt in number], cache)
+    rows = [number[tuple(prompt)] for prompt in prompts]
+    cache.select(torch.tensor(rows, device=agent.model.device))
+
+
+def sample(logits: torch.Tensor, temperature: float, uniform: torch.Tensor):
+    """Invert the distribution function at numbers of (0, 1]: tokens and log-probs, (k, 1) each.
+
+    logits (k, V), uniform (k, 1). In float64, in which no token's share is rounded away.
+    """
+    logp = (logits / temperature).log_softmax(-1)  # (k, V)
+    cdf = logp.exp().cumsum(-1, dtype=torch.float64)  # (k, V)
+    tokens = torch.searchsorted(cdf, uniform * cdf[:, -1:])  # (k, 1)
+    tokens = tokens.clamp(max=logits.shape[1] - 1)  # NaN would give V
+    return tokens, logp.gather(1, tokens)
+
+
+def swaps(going: torch.Tensor, num_going: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which rows change places, so that those that go on come first: (source, to).
+
+    Of three rows [ended, going, going], two go on, so row 0 is a hole that row 2 fills: source is
+    [2, 0], to is [0, 2]. Row 1 stays where it is.
+    """
+    holes = (~going[:num_going]).nonzero()[:, 0]
+    fillers = num_going + going[num_going:].nonzero()[:, 0]
+    return torch.cat([fillers, holes]), torch.cat([holes, fillers])
 
 
 @torch.inference_mode()
-def generate(agent, prompts, cache, max_new_tokens: int, temperature: float, generator) -> list[list[int]]:
-    """Sample a response to each prompt, EOS included; the cache then holds all but the last token of each history.
-    prompts[j]: what the cache lacks of episode j's history, the rest is in its row place[j]; all if it is empty."""
-    empty, order = cache.mask is None, sorted(range(len(prompts)), key=lambda r: -len(prompts[r]))  # the longest first
-    read = [tuple(prompts[r]) for r in order]
-    read = list(dict.fromkeys(read)) if empty else read  # p rows: equal first prompts are read once
-    ids = pad_sequence([torch.tensor(x) for x in read], True, -1, "left").to(agent.model.device)  # (p, S)
-    real, ids = (ids >= 0).long(), ids.clamp(min=0)
-    eos, rows = ids.new_tensor(sorted(agent.eos)), ids.new_tensor(order)  # rows (B,): which prompt a row answers
-    cache.mask = real.new_zeros(len(rows), 0) if empty else cache.mask  # (B, columns)
-    cache.select(rows if empty else cache.place[rows])
-    sampled = ids.new_full((len(prompts), max_new_tokens), -1)  # (B, R), -1 after the end
-    for step in range(max_new_tokens):
-        past, by = cache.mask.shape[1], max(8, ids.shape[1] // 8)
-        cache.mask = torch.cat([cache.mask[: len(real)], real], 1)  # (p, columns), then (B, columns)
-        positions = (cache.mask.cumsum(1) - 1)[:, past:].clamp(min=0)  # (p, S), then (B, 1): real tokens counted
-        for at in range(0, ids.shape[1], by):  # prefill in at most 9 parts, without rows that are only padding so far
-            k = len(ids) if step else sum(len(x) + at + by > ids.shape[1] for x in read)
-            seen = {"attention_mask": cache.mask[:k, : past + at + by], "position_ids": positions[:k, at : at + by]}
-            out = agent.model(ids[:k, at : at + by], **seen, past_key_values=cache, logits_to_keep=1)
-        logits = out.logits[:, -1].to(agent.model.dtype)  # (p, V), then (k, V)
-        if empty and step == 0:
-            index = ids.new_tensor([read.index(tuple(prompts[r])) for r in order])  # (B,)
-            cache.select(index, cache.mask.shape[1])
-            logits = logits[index]  # (B, V)
-        cdf = F.softmax(logits / temperature, -1).cumsum(-1, dtype=torch.float64)  # (B, V), then (k, V), of pi(. | h)
-        uniform = 1 - torch.rand(len(cdf), 1, dtype=cdf.dtype, device=cdf.device, generator=generator)  # (k, 1)
-        ids = torch.searchsorted(cdf, uniform * cdf[:, -1:]).clamp(max=cdf.shape[1] - 1)  # (k, 1); NaN would give V
-        sampled[rows[: len(ids)], step] = ids[:, 0]
-        going = ~torch.isin(ids[:, 0], eos)  # (k,)
-        k = int(going.sum())  # as many rows go on
+def generate(agent, prompts, cache: RowsCache, uniforms: torch.Tensor):
+    """Sample a response to each of B prompts: [(token ids, log-probs)], EOS included.
+
+    prompts: what the cache lacks of each history, its last token at least.
+    uniforms: (B, R) numbers of (0, 1] that make the choices; R is the longest response.
+    The cache then holds all but the last token of each history.
+    """
+    read_prompts(agent, prompts, cache)
+    device, past = agent.model.device, cache.mask.shape[1]
+    num_rows, max_new_tokens = uniforms.shape
+    uniforms = uniforms.to(device)  # (B, R)
+    eos = torch.tensor(sorted(agent.eos), device=device)
+    cache.mask = F.pad(cache.mask, (0, max_new_tokens))  # (B, past + R)
+    positions = cache.mask.sum(1, keepdim=True)  # (B, 1), tokens so far
+    tokens = torch.tensor([prompt[-1:] for prompt in prompts], device=device)  # (B, 1)
+    prompt_of = torch.arange(num_rows, device=device)  # (B,), the prompt that a row answers
+    sampled = tokens.new_full((num_rows, max_new_tokens), -1)  # (B, R), -1 after the end
+    logps = torch.zeros(uniforms.shape, dtype=torch.float64, device=device)  # (B, R)
+    k = num_rows  # the first k rows still decode
+    for column in range(past, past + max_new_tokens):
+        cache.mask[:k, column] = 1
+        out = agent.model(
+            tokens[:k],
+            attention_mask=cache.mask[:k, : column + 1],
+            position_ids=positions[:k],
+            past_key_values=cache,
+            logits_to_keep=1,
+        )
+        logits = out.logits[:, -1].to(agent.model.dtype)  # (k, V)
+        answered, step = prompt_of[:k], column - past
+        tokens[:k], logp = sample(logits, agent.temperature, uniforms[answered, step, None])
+        sampled[answered, step] = tokens[:k, 0]
+        logps[answered, step] = logp[:, 0].double()
+        positions[:k] += 1
+        going = ~torch.isin(tokens[:k, 0], eos)  # (k,)
+        num_going = int(going.sum())
+        if num_going < k:
+            source, to = swaps(going, num_going)
+            cache.move(source, to)
+            for rows in (tokens, positions, prompt_of):
+                rows[to] = rows[source]
+            k = num_going
         if k == 0:
             break
-        if k < len(ids):  # ended rows leave the batch: rows from its end that go on take their places
-            holes, movers = (~going[:k]).nonzero()[:, 0], k + going[k:].nonzero()[:, 0]
-            source, to = torch.cat([movers, holes]), torch.cat([holes, movers])
-            cache.move(source, to)
-            rows[to], ids[to] = rows[source], ids[source]
-            ids = ids[:k]
-        real = (torch.arange(len(prompts), device=ids.device) < k).long()[:, None]  # (B, 1)
-    cache.place = rows.argsort()
-    return [[token for token in response if token >= 0] for response in sampled.tolist()]
+    cache.mask = cache.mask[:, : column + 1]
+    cache.row_of = prompt_of.argsort()
+    if not logps.isfinite().all():
+        raise FloatingPointError(f"{agent.name}: its logits are not finite")
+    responses = []
+    for ids, logp in zip(sampled.tolist(), logps.tolist(), strict=True):
+        length = sum(token >= 0 for token in ids)
+        responses.append((ids[:length], logp[:length]))
+    return responses
 
 
-# =================================================== logprobs ===================================================
-def logprobs(agent, tokens, turns, num_turns: int, temperature: float) -> torch.Tensor:
-    """log pi(a_t | h_t) of all turns of b episodes, from one forward: (T, b), 0 where an episode has no turn t. It is
-    the sum over the tokens of the response, EOS included if it has one, at the temperature of the sampling.
-    tokens: b histories; turns: for each of their tokens the turn of the response it belongs to, or -1."""
-    ids, turns, episodes, shared = envs.pack(tokens, turns, agent.model)  # (p, S): those of one o_0 may share a row
-    actions, turns = ids.roll(-1, 1), turns.roll(-1, 1)  # (p, S), of the next token; column 0 is no response
-    acts = turns >= 0  # (p, S)
-    # A boolean logits_to_keep: logits exist at acts only, (n, V)
-    logits = agent.model(ids, use_cache=False, logits_to_keep=acts, **shared).logits.to(agent.model.dtype)
-    logp = -F.cross_entropy(logits / temperature, actions[acts], reduction="none")  # (n,); log pi(a_t | h_t) is a sum
-    return logp.new_zeros(num_turns, len(tokens)).index_put((turns[acts], episodes[acts]), logp, accumulate=True)
+# =========================================== logprobs ===========================================
+def microbatches(lengths: list[int], budget: int, group: int = 1):
+    """Lists of rows of like length, of `budget` tokens at most, a tenth of them padding at most.
+
+    `group` consecutive rows, which may share a beginning, stay together. A list holds one group at
+    least, however long.
+    """
+    sizes = [sum(lengths[k : k + group]) for k in range(0, len(lengths), group)]
+    rows, total = [], 0
+    for unit in sorted(range(len(sizes)), key=sizes.__getitem__):
+        total += sizes[unit]
+        padded = (len(rows) // group + 1) * sizes[unit]
+        if rows and (padded > budget or total < 0.9 * padded):
+            yield rows
+            rows, total = [], sizes[unit]
+        rows = [*rows, *range(unit * group, (unit + 1) * group)]
+    yield rows
 
 
-# ==================================================== rollout ====================================================
+def share_prefixes(tokens: list[list[int]], turns: list[list[int]], share: bool) -> torch.Tensor:
+    """b histories in p rows, those of one o_0 in one row: (p, S, 4) of (token, turn, episode, s).
+
+    A row holds o_0 but for its last token, as of episode -1, then the rest of each history, which
+    that last token begins, since it predicts the first token of a response. s is the place of a
+    token in its history; padding is -1. Without `share`, or where that makes more padding than it
+    saves, each history has a row of its own.
+    """
+    rows = {}
+    for k, (ids, marks) in enumerate(zip(tokens, turns, strict=True)):
+        start = marks.index(0) - 1
+        prefix = tuple(ids[:start]) if share else k
+        if prefix not in rows:
+            rows[prefix] = [(token, -1, -1, s) for s, token in enumerate(ids[:start])]
+        rows[prefix] += [(ids[s], marks[s], k, s) for s in range(start, len(ids))]
+    size = len(rows) * max(len(row) for row in rows.values())
+    if share and size > len(tokens) * max(len(ids) for ids in tokens):
+        return share_prefixes(tokens, turns, share=False)
+    rows = [torch.tensor(row) for row in rows.values()]
+    return pad_sequence(rows, batch_first=True, padding_value=-1)
+
+
+def shared_mask(episodes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Additive attention mask (p, 1, S, S) of rows in which several episodes share a beginning.
+
+    episodes: (p, S), the episode of each token, -1 for the beginning, which all of them see.
+    """
+    same = episodes[:, :, None] == episodes[:, None]  # (p, S, S), of [query, key]
+    seen = (same | (episodes[:, None] < 0)).tril()  # (p, S, S)
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def logprobs(model, episodes, i: int, num_turns: int, temperature: float, share: bool):
+    """log pi_i(a_t | h_t) of all turns of b episodes, from one forward: (T, b), 0 at dead turns.
+
+    It is the sum over the tokens of the response, EOS included if it has one. Also gives how much
+    these n tokens' log-probs differ from when they were sampled, (n,).
+    """
+    rows = share_prefixes([e.tokens[i] for e in episodes], [e.turns[i] for e in episodes], share)
+    rows = rows.to(model.device)  # (p, S, 4)
+    ids, turns, owners, places = rows.unbind(-1)  # (p, S) each
+    options = {}
+    if len(rows) < len(episodes):  # else causal attention alone keeps the padding out
+        options["attention_mask"] = shared_mask(owners, model.dtype)
+        options["position_ids"] = places.clamp(min=0)
+    predicts = turns.roll(-1, 1) >= 0  # (p, S): the next token was sampled; the last has none
+    # A boolean logits_to_keep gives logits there alone: (n, V)
+    out = model(ids.clamp(min=0), use_cache=False, logits_to_keep=predicts, **options)
+    logits = out.logits.to(model.dtype) / temperature  # (n, V)
+    action, turn, owner, s = rows.roll(-1, 1)[predicts].unbind(-1)  # (n,) each
+    logp = -F.cross_entropy(logits, action, reduction="none")  # (n,)
+    sampled = pad_sequence([torch.tensor(e.logps[i]) for e in episodes]).to(logp)  # (S, b)
+    total = logp.new_zeros(num_turns, len(episodes))  # (T, b)
+    total = total.index_put((turn, owner), logp, accumulate=True)
+    return total, logp.detach() - sampled[s, owner]
+
+
+# ============================================ rollout ============================================
 @dataclass
 class Episode:
     """One episode. It only grows, turn by turn; nothing in it is ever rewritten."""
 
+    number: int  # among those of its iteration, over all ranks: it seeds the sampling
     item: dict
-    tokens: list[list[int]]  # [agent] h_i and its last response: the very ids that were read and sampled
-    turns: list[list[int]]  # [agent] for each token, the turn of the response it belongs to; -1 in observations
-    texts: list[list[str]]  # [agent] o_0, a_0, o_1, a_1, ...
-    rewards: list[float]  # [turn] raw reward + shift
-    infos: list[dict]  # [turn] metrics of the task
+    tokens: list[list[int]]  # [agent] h_i and its last response: the ids as read and as sampled
+    turns: list[list[int]]  # [agent] for each token the turn of its response; -1 in observations
+    logps: list[list[float]]  # [agent] for each token its log-prob when sampled; 0 in observations
+    observations: list[list[str]]  # [agent][turn]
+    actions: list[list[str]]  # [agent][turn]
+    rewards: list[float] = field(default_factory=list)  # [turn] raw reward + shift
+    infos: list[dict] = field(default_factory=list)  # [turn] metrics of the task
+    reward_time: float = 0.0  # seconds of scoring, its share of the batch's
+    too_long: bool = False  # ended because an agent can not read what comes next
+
+    @classmethod
+    def start(cls, number: int, item: dict, num_agents: int) -> "Episode":
+        """An episode in which nothing has been said."""
+        return cls(number, item, *([[] for _ in range(num_agents)] for _ in range(5)))
 
 
-def rollout(task: envs.Task, items: list[dict], agents: list[Agent], args: Args, generator) -> list[Episode]:
-    """Play one episode of each item, all in parallel; an episode ends after num_turns turns or at success."""
+def start_episodes(items: list[dict], num_agents: int) -> list[Episode]:
+    """An episode of each item that is this rank's: consecutive ones."""
+    episodes = [Episode.start(k, item, num_agents) for k, item in enumerate(items)]
+    start, end = (r * len(items) // world_size() for r in (rank(), rank() + 1))
+    return episodes[start:end]
+
+
+def act(i: int, agent, episodes, observations, turn: int, cache, uniforms) -> None:
+    """Agent i reads its observation in each episode, and responds."""
+    frames = []
+    for e, observation in zip(episodes, observations, strict=True):
+        frames.append(agent.chat.frame(observation[i], e.tokens[i]))
+    # The last token of a history is not in the cache yet
+    prompts = [e.tokens[i][-1:] + frame for e, frame in zip(episodes, frames, strict=True)]
+    responses = generate(agent, prompts, cache, uniforms)
+    for e, observation, frame, (ids, logps) in zip(episodes, observations, frames, responses):
+        e.tokens[i] += frame + ids
+        e.turns[i] += [-1] * len(frame) + [turn] * len(ids)
+        e.logps[i] += [0.0] * len(frame) + logps
+        e.observations[i].append(observation[i])
+        e.actions[i].append(agent.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def fits(agents, episode: Episode, observation: list[str], limit: int) -> bool:
+    """Whether every agent can read one more observation and respond with `limit` tokens."""
+    for i, agent in enumerate(agents):
+        frame = agent.chat.frame(observation[i], episode.tokens[i])
+        if len(episode.tokens[i]) + len(frame) + limit > max_length(agent.model):
+            return False
+    return True
+
+
+def rollout(task, episodes, agents, args: Args, purpose: str, iteration: int) -> None:
+    """Play these episodes, all in parallel; each ends after num_turns turns or at success."""
     shift = task.reward_shift if args.reward_shift is None else args.reward_shift
+    success = task.success if args.success is None else args.success
     limit = args.max_new_tokens or task.max_new_tokens
-    episodes = [Episode(item, *([[] for _ in agents] for _ in range(3)), [], []) for item in items]
-    going, observations = episodes, [task.observe(item) for item in items]  # [episode], [episode][agent]
-    caches = [RowsCache(layer_class_to_replicate=RowsLayer) for _ in agents]
-    seeds = torch.randint(2**62, (len(agents),), generator=generator, device=generator.device).tolist()
-    generators = [torch.Generator(a.model.device).manual_seed(s) for a, s in zip(agents, seeds, strict=True)]
-
-    def act(i: int, agent: Agent) -> None:
-        """Agent i reads its observation, and responds (`going`, `observations` and `turn` are of the loop below)."""
-        frames = [agent.frame(o[i], e.tokens[i]) for e, o in zip(going, observations, strict=True)]
-        prompts = [e.tokens[i][-1:] + x for e, x in zip(going, frames, strict=True)]  # last token: not cached yet
-        longest = (0 if caches[i].mask is None else caches[i].mask.shape[1]) + max(map(len, prompts)) + limit
-        if longest > envs.max_length(agent.model):
-            raise envs.UserError(f"agent {i}: {longest} tokens, padding included, are longer than its model reads")
-        responses = generate(agent, prompts, caches[i], limit, args.temperature, generators[i])
-        for e, o, frame, response in zip(going, observations, frames, responses, strict=True):
-            e.tokens[i] += frame + response
-            e.turns[i] += [-1] * len(frame) + [turn] * len(response)
-            e.texts[i] += [o[i], agent.tokenizer.decode(response, skip_special_tokens=True)]
-
+    going, observations = episodes, [task.observe(e.item) for e in episodes]
+    caches = [RowsCache() for _ in agents]
     for turn in range(task.num_turns):
-        envs.each(act, agents, at_once=len(args.agent_devices) > 1)
-        actions = [[texts[-1] for texts in e.texts] for e in going]  # [episode][agent]
-        scores = envs.score_batch(task, [e.item for e in going], actions)
-        for e, (reward, info) in zip(going, scores, strict=True):
+        for i, agent in enumerate(agents):
+            streams = [rng(args.seed, purpose, iteration, e.number, i, turn) for e in going]
+            uniforms = torch.tensor(np.stack([1 - x.random(limit) for x in streams]))  # (B, R)
+            act(i, agent, going, observations, turn, caches[i], uniforms)
+        start = time.time()
+        joint_actions = [[actions[turn] for actions in e.actions] for e in going]
+        scores = score_batch(task, [e.item for e in going], joint_actions)
+        seconds = (time.time() - start) / len(going)
+        kept, next_observations = [], []
+        for k, (e, (reward, info)) in enumerate(zip(going, scores, strict=True)):
             e.rewards.append(reward + shift)
             e.infos.append(info)
-        keep = [k for k, (reward, _) in enumerate(scores) if reward < task.success]  # success ends an episode early
-        if turn + 1 == task.num_turns or not keep:
+            e.reward_time += seconds
+            if turn + 1 == task.num_turns or reward >= success:
+                continue
+            observation = task.feedback(e.item, joint_actions[k], info, turn)
+            e.too_long = not fits(agents, e, observation, limit)
+            if not e.too_long:
+                kept.append(k)
+                next_observations.append(observation)
+        if not kept:
             break
-        observations = [task.feedback(going[k].item, actions[k], scores[k][1], turn) for k in keep]
-        going = [going[k] for k in keep]
+        going, observations = [going[k] for k in kept], next_observations
         for cache in caches:
-            cache.place = cache.place[keep]
-    return episodes
+            cache.row_of = cache.row_of[kept]
 
 
-# ==================================================== update ====================================================
+# ============================================ update ============================================
 def gae(rewards, values, live, gamma: float, gae_lambda: float) -> torch.Tensor:
-    """Generalised advantages over turns (T, ...). With gae_lambda 0: TD errors; with 1 and values 0: returns-to-go."""
+    """Generalised advantages over turns: rewards, values (T, B, N) and live (T, B) -> (T, B, N).
+
+    With gae_lambda 0 they are TD errors; with gae_lambda 1 and values 0, returns-to-go.
+    """
     advantages = torch.zeros_like(values)
     advantage = next_value = torch.zeros_like(values[0])
     for t in reversed(range(len(values))):
-        # TD error: delta_t = r_t + gamma V(h_{t+1}) - V(h_t); GAE (1506.02438): A_t = delta_t + gamma lambda A_{t+1}
+        # TD error: delta_t = r_t + gamma V(h_{t+1}) - V(h_t)
         delta = rewards[t] + gamma * next_value - values[t]
-        advantage = advantages[t] = (delta + gamma * gae_lambda * advantage) * live[t]
-        next_value = values[t] * live[t]  # so that the last live turn bootstraps 0
+        # GAE (1506.02438): A_t = delta_t + gamma lambda A_{t+1}
+        advantage = (delta + gamma * gae_lambda * advantage) * live[t][:, None]
+        advantages[t] = advantage
+        next_value = values[t] * live[t][:, None]  # so that the last live turn bootstraps 0
     return advantages
 
 
+def live_mean(x: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
+    """Mean over the live turns of all ranks: (T, B, N) -> (N,)."""
+    return all_sum((x * live[..., None]).sum((0, 1))) / all_sum(live.sum())
+
+
+def live_variance(x: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
+    """Variance over the live turns of all ranks: (T, B, N) -> (N,)."""
+    return live_mean((x - live_mean(x, live)) ** 2, live)
+
+
+def turn_variance(x: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
+    """Variance over the episodes of all ranks within a turn, mean of turns: (T, B, N) -> (N,)."""
+    count = all_sum(live.sum(1)).clamp(min=1)[:, None]  # (T, 1)
+    mean = all_sum((x * live[..., None]).sum(1)) / count  # (T, N)
+    return live_mean((x - mean[:, None]) ** 2, live)
+
+
+def normalise(advantages, returns, live) -> torch.Tensor:
+    """(A - mean) / sd of each agent over live turns, (T, B, N); 0 where there is no signal.
+
+    There is none where a turn's returns do not differ (what differs then is the critic's own
+    error), or the advantages do not. What is rounding is told by the size of the returns.
+    """
+    rounding = 1e-12 * live_mean(returns**2, live)  # (N,)
+    variance = live_variance(advantages, live)  # (N,)
+    signal = (turn_variance(returns, live) > rounding) & (variance > rounding)  # (N,)
+    advantages = (advantages - live_mean(advantages, live)) / variance.clamp(min=1e-30).sqrt()
+    return advantages * signal
+
+
+def stack_rewards(episodes: list[Episode], num_turns: int, agents):
+    """Rewards (T, B, N), 0 at dead turns, and which turns are live, (T, B).
+
+    Rewards are float64, so that equal returns stay equal.
+    """
+    rewards = torch.zeros(num_turns, len(episodes), len(agents), dtype=torch.float64)
+    live = torch.zeros(num_turns, len(episodes), dtype=torch.bool)
+    for k, e in enumerate(episodes):
+        rewards[: len(e.rewards), k] = torch.tensor(e.rewards, dtype=torch.float64)[:, None]
+        live[: len(e.rewards), k] = True
+    return rewards.to(agents[0].model.device), live.to(agents[0].model.device)
+
+
+def actor_step(i: int, agent: Agent, episodes, advantages, live, args: Args):
+    """One gradient step of agent i on its advantages (T, B): log pi(a_t | h_t), (T, B), and sums.
+
+    The sums are those of the KL, of the sampling gap, and the gradient norm.
+    """
+    num_turns, num_live = len(live), all_sum(live.sum())
+    logps = torch.zeros_like(advantages)  # (T, B)
+    kl, gap, norm = torch.zeros(3, 1, dtype=torch.float64, device=live.device)
+    agent.train(args.gradient_checkpointing)  # in which layers recompute; no dropout is left in it
+    lengths = [len(e.tokens[i]) for e in episodes]
+    for rows in microbatches(lengths, args.microbatch_tokens, args.num_generations):
+        batch = [episodes[k] for k in rows], i, num_turns, agent.temperature, agent.shares
+        with torch.set_grad_enabled(agent.trains):
+            logp, difference = logprobs(agent.model, *batch)  # (T, b), (n,)
+        # Policy gradient: grad log pi_i(a_it | h_it) A_it, mean over live turns
+        loss = -(logp * advantages[:, rows]).sum() / num_live
+        if agent.reference:
+            with torch.no_grad():
+                reference, _ = logprobs(agent.reference[0], *batch)  # (T, b)
+            # KL penalty: grad KL(pi || reference) = E[grad log pi (log pi - log reference)]
+            log_ratio = logp.detach() - reference  # (T, b)
+            loss = loss + args.kl_coef * (logp * log_ratio).sum() / num_live
+            kl += log_ratio.sum()
+        if agent.trains:
+            loss.backward()
+        gap += difference.abs().sum()
+        logps[:, rows] = logp.detach().double()
+    agent.eval()
+    if agent.trains:
+        norm += optimize(agent, args.max_grad_norm)
+    return logps, torch.cat([kl, gap, norm])
+
+
 def baselines(returns, live, num_generations: int, kind: str) -> torch.Tensor:
-    """Baseline of each return (T, B), over the K episodes of its item, K in a row, that are live at that turn."""
-    g, m = (x.unflatten(1, (-1, num_generations)) for x in (returns, live))  # (T, B / K, K)
-    total, count = (g * m).sum(-1, keepdim=True), m.sum(-1, keepdim=True)  # (T, B / K, 1)
-    value = {
-        "mean": total / count.clamp(min=1),
-        "rloo": torch.where(count > 1, (total - g) / (count - 1).clamp(min=1), g),  # the last one left learns nothing
-        "max": torch.where(count > 0, g.masked_fill(~m, -torch.inf).amax(-1, keepdim=True), 0.0),
-        "none": torch.zeros_like(g),
-    }[kind]
-    return value.expand_as(g).flatten(1)  # (T, B)
+    """Baseline of each return (T, B, N), over the K episodes of its item that play that turn."""
+    g = returns.unflatten(1, (-1, num_generations))  # (T, B / K, K, N)
+    m = live.unflatten(1, (-1, num_generations))[..., None]  # (T, B / K, K, 1)
+    total, count = (g * m).sum(2, keepdim=True), m.sum(2, keepdim=True)  # (T, B / K, 1, N)
+    if kind == "mean":
+        baseline = total / count.clamp(min=1)
+    elif kind == "rloo":  # where one alone is left, it learns nothing
+        baseline = torch.where(count > 1, (total - g) / (count - 1).clamp(min=1), g)
+    elif kind == "max":
+        baseline = g.masked_fill(~m, -torch.inf).amax(2, keepdim=True)
+    else:
+        baseline = torch.zeros_like(g)
+    baseline = baseline.expand_as(g).masked_fill(~m, 0.0).flatten(1, 2)  # (T, B, N)
+    # Equal returns have this very baseline, whatever the rounding of their mean
+    return torch.where((returns - baseline).abs() <= 1e-9 * returns.abs(), returns, baseline)
 
 
-def update(episodes, agents, num_turns: int, args: Args, iteration: int) -> dict[str, list[float]]:
-    """One gradient step of each model for each minibatch of whole episodes. Metrics [agent], means over minibatches."""
-    metrics, device, rng = [], agents[0].model.device, np.random.default_rng([args.seed, iteration])
-    groups = np.arange(len(episodes)).reshape(-1, args.num_generations)  # (B / K, K)
-    for index in np.split(rng.permutation(groups), args.num_minibatches):
-        mb = [episodes[k] for k in index.flatten()]
-        live = torch.tensor([[t < len(e.rewards) for e in mb] for t in range(num_turns)], device=device)  # (T, B)
-        num_live = envs.all_sum(live.sum())  # (), of all ranks: it divides the losses
-        rewards = torch.zeros(live.shape, dtype=agents[0].model.dtype, device=device)  # (T, B)
-        rewards.T[live.T] = rewards.new_tensor([r for e in mb for r in e.rewards])  # 0 at dead turns
-        # Advantages, the same for all agents: A_t = G_t - baseline, (T, B, N)
-        returns = gae(rewards, torch.zeros_like(rewards), live, args.gamma, 1.0)  # (T, B)
-        advantages = (returns - baselines(returns, live, args.num_generations, args.baseline)) * live
-        advantages = advantages.unsqueeze(-1).expand(-1, -1, len(agents))
-        mean = envs.all_sum(advantages[live].sum(0)) / num_live  # (N,)
-        variance = envs.all_sum(((advantages - mean)[live] ** 2).sum(0)) / num_live  # (N,)
-        if args.norm_adv:  # advantage normalisation: (A_t - mean) / sd
-            advantages = (advantages - mean) / (variance.sqrt() + 1e-8)  # dead turns: not 0, but logp is
-        logps, kl, norms = torch.zeros_like(advantages), torch.zeros_like(mean), []  # (T, B, N), (N,)
-        for i, agent in enumerate(agents):  # one forward gives log pi of all turns
-            lengths = [len(e.tokens[i]) for e in mb]  # the K episodes of an item stay together: o_0 is read once
-            for rows in envs.microbatches(lengths, args.microbatch_tokens, args.num_generations):
-                tokens, turns = [mb[k].tokens[i] for k in rows], [mb[k].turns[i] for k in rows]
-                logp = logprobs(agent, tokens, turns, num_turns, args.temperature).to(device)  # (T, b), 0 if dead
-                # Policy gradient: grad log pi_i(a_it | h_it) A_it, mean over live turns
-                loss = -(logp * advantages[:, rows, i]).sum() / num_live
-                if args.kl_coef:
-                    with torch.no_grad(), agent.model.disable_adapter() if args.lora_rank else torch.no_grad():
-                        reference = logprobs(agent.reference, tokens, turns, num_turns, args.temperature).to(device)
-                    # KL penalty: grad KL(pi_i || reference) = E[grad log pi_i (log pi_i - log reference)]
-                    log_ratio = logp.detach() - reference  # (T, b)
-                    loss = loss + args.kl_coef * (logp * log_ratio).sum() / num_live
-                    kl[i] += log_ratio.sum() / live.sum()
-                loss.backward()
-                logps[:, rows, i] = logp.detach()
-            norms.append(optimize(f"iteration {iteration}, agent {i}", agent, args.max_grad_norm).to(device))
-        num_tokens = logps.new_tensor([sum(t >= 0 for e in mb for t in e.turns[i]) for i in range(len(agents))])  # (N,)
-        ended = [[e.tokens[i][-1] in agent.eos for e in mb] for i, agent in enumerate(agents)]  # [agent][episode]
-        metrics.append({
-            "losses/policy_loss": -(logps * advantages).sum((0, 1)) / live.sum(),
-            "losses/advantage_variance": variance,
-            "losses/entropy": -logps.sum((0, 1)) / num_tokens,  # of a token, estimated from the samples
-            "losses/grad_norm": torch.stack(norms),
-            "charts/response_length": num_tokens / live.sum(),
-            "charts/eos_rate": logps.new_tensor(ended).mean(1),  # of last responses
-        } | ({"losses/kl": kl} if args.kl_coef else {}))  # fmt: skip
-    return {name: torch.stack([x[name] for x in metrics]).mean(0).tolist() for name in metrics[0]}
+def update(episodes, agents, num_turns: int, args: Args, iteration: int):
+    """One gradient step of each model for each minibatch of whole episodes.
+
+    Gives {metric: [agent]}, means over the minibatches and over the episodes of all ranks.
+    """
+    metrics, order = [], np.arange(len(episodes)).reshape(-1, args.num_generations)
+    order = rng(args.seed, "minibatches", iteration, rank()).permutation(order)
+    for index in np.split(order.flatten(), args.num_minibatches):
+        minibatch = [episodes[k] for k in index]
+        # 1. Rewards r_t and returns-to-go G_t, and which turns each episode played
+        rewards, live = stack_rewards(minibatch, num_turns, agents)  # (T, B, N), (T, B)
+        returns = gae(rewards, torch.zeros_like(rewards), live, args.gamma, 1.0)  # (T, B, N)
+        # 2. Baselines of the returns, over the K episodes of an item
+        values = baselines(returns, live, args.num_generations, args.baseline)  # (T, B, N)
+        # 3. Advantages A_t, the same for all agents
+        advantages = returns - values  # (T, B, N)
+        # 4. Normalisation for each agent, where there is a signal
+        advantage_variance = live_variance(advantages, live)  # (N,)
+        if args.norm_adv:
+            advantages = normalise(advantages, returns, live)
+        # 5. A step of each agent along its policy gradient
+        steps = []
+        for i, agent in enumerate(agents):
+            steps.append(actor_step(i, agent, minibatch, advantages[..., i], live, args))
+        # 6. Metrics
+        learned = actor_metrics(agents, minibatch, steps, advantages, live)
+        learned["losses/explained_variance"] = explained_variance(returns, values, live)
+        learned["losses/advantage_variance"] = advantage_variance
+        metrics.append(learned)
+    return {name: torch.stack([x[name] for x in metrics]).mean(0).tolist() for name in learned}
 
 
-# =================================================== evaluate ===================================================
-def evaluate(task: envs.Task, agents: list[Agent], args: Args, device) -> tuple[dict[str, float], list[Episode]]:
-    """Metrics over eval_samples episodes of each held-out item, after each turn and at the end; and the episodes."""
-    start, generator = time.time(), torch.Generator(device).manual_seed(args.seed + envs.rank())
-    items = [x for x in task.eval[: args.eval_episodes // args.eval_samples] for _ in range(args.eval_samples)]
-    episodes = envs.gather([e for xs in envs.parts(items, args) for e in rollout(task, xs, agents, args, generator)])
-    metrics = {"episodic_return": sum(sum(e.rewards) for e in episodes) / len(episodes)}
-    metrics["tokens"] = sum(t >= 0 for e in episodes for turns in e.turns for t in turns) / len(episodes)
-    metrics["time"] = (time.time() - start) / len(episodes)  # wall time over episodes
-    metrics |= task.summarize([e.infos for e in episodes], args.eval_samples)
+def explained_variance(returns, values, live) -> torch.Tensor:
+    """1 - var(G - V) / var(G) over live turns, (N,); NaN where all returns are equal."""
+    total = live_variance(returns, live)  # (N,)
+    total = total.masked_fill(total <= 1e-12 * live_mean(returns**2, live), torch.nan)
+    return 1 - live_variance(returns - values, live) / total
+
+
+def actor_metrics(agents, episodes, steps, advantages, live) -> dict[str, torch.Tensor]:
+    """{metric: (N,)} of the agents' steps, over the episodes of all ranks."""
+    logps = torch.stack([logps for logps, _ in steps], -1)  # (T, B, N)
+    kl, gap, norm = torch.stack([sums for _, sums in steps], -1)  # (N,) each
+    counts = torch.zeros(2, len(agents), dtype=torch.float64)
+    for i, agent in enumerate(agents):
+        counts[0, i] = sum(turn >= 0 for e in episodes for turn in e.turns[i])
+        counts[1, i] = sum(e.tokens[i][-1] in agent.eos for e in episodes)
+    num_tokens, num_ended = counts.to(live.device)  # (N,) each
+    num_live, num_episodes = live.sum().double(), live[0].sum().double()
+    all_sum(kl, gap, num_tokens, num_ended, num_live, num_episodes)
+    return {
+        "losses/policy_loss": -live_mean(logps * advantages, live),
+        "losses/entropy": -live_mean(logps, live) * num_live / num_tokens,  # of a token
+        "losses/grad_norm": norm,
+        "losses/kl": kl / num_live,
+        "losses/sampling_gap": gap / num_tokens,  # mean |log-prob trained - log-prob sampled|
+        "charts/response_length": num_tokens / num_live,
+        "charts/eos_rate": num_ended / num_episodes,  # of last responses
+    }
+
+
+# =========================================== evaluate ===========================================
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Unbiased chance that one of k <= n samples passes, if c of n did (2107.03374, eq. 1)."""
+    return 1.0 - comb(n - c, k) / comb(n, k)
+
+
+def average(infos: list[dict], samples: int) -> dict[str, float]:
+    """Mean of each metric over episodes, `samples` of an item in a row, and pass@k for these."""
+    names = [name for name, value in infos[0].items() if isinstance(value, (int, float))]
+    means = {name: sum(info[name] for info in infos) / len(infos) for name in names}
+    if "pass@1" in means:
+        passed = [info["pass@1"] == 1.0 for info in infos]
+        counts = [sum(passed[k : k + samples]) for k in range(0, len(passed), samples)]
+        for k in range(1, samples + 1):
+            means[f"pass@{k}"] = sum(pass_at_k(samples, c, k) for c in counts) / len(counts)
+    return means
+
+
+def summarize(episodes: list[Episode], num_turns: int, samples: int = 1) -> dict[str, float]:
+    """Metrics of the task after each turn and at the end; an ended episode keeps its last."""
+    summary = {}
+    for turn in range(num_turns):
+        infos = [e.infos[min(turn, len(e.infos) - 1)] for e in episodes]
+        for name, value in average(infos, samples).items():
+            summary[name] = summary[f"{name}/turn_{turn}"] = value
+    summary["too_long"] = sum(e.too_long for e in episodes) / len(episodes)
+    summary["episodic_return"] = sum(sum(e.rewards) for e in episodes) / len(episodes)
+    return summary
+
+
+def evaluate(task, agents, args: Args, samples: int = 4):
+    """Play `samples` episodes of each held-out item: ({metric: value}, episodes of all ranks)."""
+    start = time.time()
+    items = task.eval[: max(1, args.eval_episodes // samples)]
+    mine = start_episodes([item for item in items for _ in range(samples)], len(agents))
+    for k in range(0, len(mine), args.num_envs):
+        rollout(task, mine[k : k + args.num_envs], agents, args, "evaluation", 0)
+    episodes = gather(mine)
+    metrics = summarize(episodes, task.num_turns, samples)
+    num_tokens = sum(turn >= 0 for e in episodes for turns in e.turns for turn in turns)
+    metrics["tokens"] = num_tokens / len(episodes)
+    metrics["time"] = (time.time() - start) / len(episodes)
     return {f"eval/{name}": value for name, value in metrics.items()}, episodes
 
 
-# ================================================== checkpoint ==================================================
-def save(run_dir: Path, agents: list[Agent], models: list[nn.Module], args: Args, iteration: int, global_step: int):
-    """Export the agents to agent_{i}/, then write a checkpoint; each takes the old one's place once it is complete."""
+def transcript(task, episode: Episode) -> str:
+    """A whole episode as Markdown."""
+    lines = []
+    for turn, reward in enumerate(episode.rewards):
+        actions = [actions[turn] for actions in episode.actions]
+        for i, action in enumerate(actions):
+            lines += [f"=== turn {turn}, agent {i} is told", episode.observations[i][turn]]
+            lines += ["=== and answers", action]
+        lines += [f"=== reward {reward:.3f}", task.render(episode.item, actions)]
+    return "\n".join("    " + line for line in "\n".join(lines).splitlines())
+
+
+# ==================================== checks before training ====================================
+def check_gap(agent: Agent, gap: float, dtype: str) -> None:
+    """UserError if log-probs of sampled tokens differ by more than rounding in the update."""
+    tolerance = 0.1 if dtype == "bfloat16" else 1e-3
+    if not gap <= tolerance:
+        told = "what it samples is not what is trained: the log-probs of a token differ by"
+        raise UserError(f"{agent.name}: {told} {gap:.2g} on average, more than {tolerance}")
+
+
+def check_sampling(task, agents, args: Args) -> None:
+    """Play four short episodes of two items; UserError if what was sampled is not what is trained.
+
+    Models whose attention can not read rows of several episodes get a row for each.
+    """
+    items = [task.train[0], task.train[0], task.train[-1], task.train[-1]]
+    episodes = [Episode.start(k, item, len(agents)) for k, item in enumerate(items)]
+    short = replace(args, max_new_tokens=4)
+    try:
+        rollout(task, episodes, agents, short, "initialisation", 0)
+    except (
+        AttributeError,
+        IndexError,
+        KeyError,
+        NotImplementedError,
+        RuntimeError,
+        TypeError,
+    ) as e:
+        message = f"can not be sampled from with a cache of keys and values: {cause(e)}"
+        raise UserError(f"--model {' '.join(args.model)}: {message}") from e
     for i, agent in enumerate(agents):
-        with envs.replacing(run_dir / f"agent_{i}") as folder:
-            agent.model.save_pretrained(folder)
-            agent.tokenizer.save_pretrained(folder)
-    envs.write_checkpoint(run_dir, models, args, iteration, global_step)
+        batch = episodes, i, task.num_turns, agent.temperature
+        with torch.no_grad(), contextlib.suppress(RuntimeError, TypeError, ValueError):
+            _, difference = logprobs(agent.model, *batch, share=True)
+            agent.shares = bool(difference.abs().mean() < 1e-3)
+        with torch.no_grad():
+            _, difference = logprobs(agent.model, *batch, agent.shares)
+        check_gap(agent, difference.abs().mean().item(), args.dtype)
 
 
-# ===================================================== main =====================================================
+def check_lengths(task, agents, readers, limit: int) -> None:
+    """UserError names a row whose first observation and T responses are too long for a model.
+
+    readers: the agents, and the critics, which read all that their agents read.
+    """
+    shortest = min(max_length(reader.model) for reader in readers)
+    responses = task.num_turns * limit
+    for item in [*task.train, *task.eval]:
+        observations = task.observe(item)
+        num_bytes = sum(len(text.encode()) + responses + 200 for text in observations)
+        if num_bytes <= shortest:  # no token is less than a byte
+            continue
+        frames = [agent.chat.frame(observations[agent.reads[0]], []) for agent in agents]
+        for reader in readers:
+            length = sum(len(frames[i]) + responses for i in reader.reads)
+            if length > max_length(reader.model):
+                told = f"first observation and {task.num_turns} responses are {length} tokens"
+                told = f"{told}, {reader.name} reads {max_length(reader.model)}"
+                raise UserError(f"{item.get('place', 'an item')}: {told}")
+
+
+# ========================================== checkpoint ==========================================
+@contextlib.contextmanager
+def replacing(path: Path):
+    """A path to write a file or a folder at, which takes the place of `path` once it is whole."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)  # what a killed run left
+        yield temporary
+        if path.is_dir():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    except Exception as error:  # torch and safetensors have their own for a full disk
+        message = "can not be written, what was saved before stays"
+        raise UserError(f"{path}: {message}: {cause(error)}") from error
+
+
+def save(run_dir: Path, agents, models, args: Args, iteration: int, global_step: int) -> None:
+    """Export the agents to agent_{i}/, then write a checkpoint; the last two checkpoints stay."""
+    for i, agent in enumerate(agents):
+        folder = run_dir / f"agent_{i}"
+        if agent.trains or not folder.exists():
+            with replacing(folder) as temporary:
+                agent.export(temporary)
+    state = {
+        "args": asdict(args),
+        "ranks": world_size(),
+        "iteration": iteration,
+        "global_step": global_step,
+        "models": [(trained_weights(model), model.optimizer.state_dict()) for model in models],
+    }
+    with replacing(run_dir / f"checkpoint_{iteration:06d}.pt") as path:
+        torch.save(state, path)
+    for old in sorted(run_dir.glob("checkpoint_*.pt"))[:-2]:
+        old.unlink()
+
+
+def read_checkpoint(run_dir: Path) -> dict:
+    """The newest checkpoint that can be read, on the CPU."""
+    for path in sorted(run_dir.glob("checkpoint_*.pt"), reverse=True):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a truncated file raises any of a dozen
+            say(f"warning: {path} can not be read, falling back to the one before: {cause(error)}")
+    raise UserError(f"--resume {run_dir}: no checkpoint there that can be read")
+
+
+def load_checkpoint(run_dir: Path, models, args: Args) -> tuple[int, int]:
+    """Put models and optimizers back: (iteration, global_step).
+
+    UserError if the checkpoint is of other args, but for those that change only how long a run
+    goes on, how it is watched, where it computes and in which portions.
+    """
+    state = read_checkpoint(run_dir)
+    free = ["total_env_steps", "eval_every", "save_every", "track", "device", "resume", "run_name"]
+    free += ["microbatch_tokens", "gradient_checkpointing"]
+    changed = [k for k, v in asdict(args).items() if k not in free and v != state["args"].get(k)]
+    if changed:
+        raise UserError(f"--resume {run_dir}: the run has other values of {', '.join(changed)}")
+    if state["ranks"] != world_size() and args.num_minibatches > 1:
+        say(f"{run_dir} had {state['ranks']} ranks: its minibatches will be others from here on")
+    for model, (weights, optimizer) in zip(models, state["models"], strict=True):
+        shapes = {name: x.shape for name, x in trained_weights(model).items()}
+        if shapes != {name: x.shape for name, x in weights.items()}:
+            message = f"its {model.name} has other shapes than --model {args.model} gives"
+            raise UserError(f"--resume {run_dir}: {message}")
+        model.load_state_dict(weights, strict=False)
+        model.optimizer.load_state_dict(optimizer)
+    return state["iteration"], state["global_step"]
+
+
+# ============================================= main =============================================
+def open_run(args: Args, global_step: int):
+    """(run folder, TensorBoard writer) of a new run, or of one resumed at global_step.
+
+    Writes args.json, starts wandb if asked. Of several ranks only the first has a writer.
+    """
+    default = f"{args.task}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    run_dir = Path(args.resume or f"runs/{args.run_name or default}")
+    if rank() > 0:
+        return run_dir, None
+    wandb = optional("wandb") if args.track else None
+    try:
+        run_dir.mkdir(parents=True, exist_ok=bool(args.resume))
+    except FileExistsError:
+        message = "exists; give another --run-name, or --resume it"
+        raise UserError(f"{run_dir}: {message}") from None
+    except OSError as error:
+        raise UserError(f"{run_dir}: can not be made: {error.strerror}") from error
+    with replacing(run_dir / "args.json") as path:
+        path.write_text(json.dumps(asdict(args), indent=2))
+    if wandb:
+        wandb.init(project="collm", name=run_dir.name, config=asdict(args), sync_tensorboard=True)
+    writer = SummaryWriter(run_dir, purge_step=global_step + 1 if args.resume else None)
+    rows = "".join(f"|{name}|{value}|\n" for name, value in asdict(args).items())
+    writer.add_text("hyperparameters", f"|name|value|\n|-|-|\n{rows}|ranks|{world_size()}|\n")
+    return run_dir, writer
+
+
+def stop_signal() -> threading.Event:
+    """An event that Ctrl-C or SIGTERM sets; the second such signal ends the process at once."""
+    event = threading.Event()
+
+    def handle(number, frame):
+        say("stopping after this iteration")
+        event.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, handle)
+        signal.signal(signal.SIGTERM, handle)
+    return event
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Largest memory so far: allocated on a GPU, else resident of this process, in GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    units = 2**30 if sys.platform == "darwin" else 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units
+
+
+def log(writer, scalars: dict[str, float], global_step: int) -> None:
+    """Write scalars to TensorBoard, on the rank that has a writer."""
+    for name, value in scalars.items() if writer else ():
+        writer.add_scalar(name, value, global_step)
+
+
+def evaluate_and_log(task, agents, args: Args, writer, global_step: int) -> None:
+    """Evaluate, log the metrics and a few whole episodes, print one line."""
+    metrics, episodes = evaluate(task, agents, args)
+    log(writer, metrics, global_step)
+    for k, episode in enumerate(episodes[::4][:4] if writer else ()):
+        writer.add_text(f"episodes/{k}", transcript(task, episode), global_step)
+    shown = [f"{name[5:]} {x:.3f}" for name, x in metrics.items() if "/turn_" not in name]
+    say(f"held-out at step {global_step}: " + ", ".join(shown))
+
+
+def build(task, args: Args, device: torch.device):
+    """The models of a team, checked: what can not work is refused here."""
+    torch.manual_seed(int(rng(args.seed, "initialisation").integers(2**32)))
+    names, frozen = for_each_agent(args.model, args.num_agents), {}
+    agents = [Agent(i, name, args, device, frozen) for i, name in enumerate(names)]
+    check_lengths(task, agents, agents, args.max_new_tokens or task.max_new_tokens)
+    check_sampling(task, agents, args)
+    return agents
+
+
 def main(args: Args) -> None:
     """Train, evaluate and save one team."""
-    task = envs.make(args.task, args.num_agents, args.num_turns, args.dataset, args.feedback, args.sparse)
-    device = envs.join_ranks(args.device)
-    torch.manual_seed(args.seed)
-    names = args.model * args.num_agents if len(args.model) == 1 else args.model
-    devices = cycle([torch.device(x) for x in args.agent_devices] or [device])
-    agents = [Agent(name, args, next(devices)) for name in names]
-    models = agents
-    run_dir = envs.run_folder(args)
-    iteration, global_step = envs.read_checkpoint(run_dir, models, args, device) if args.resume else (0, 0)
-    stop = envs.stop_signal()  # Ctrl-C or SIGTERM: save after this iteration, and end
-    writer = envs.open_run(run_dir, args, global_step)
-    generator, start_time, start_step = torch.Generator(device), time.time(), global_step
-    scalars, fresh = {}, not args.resume  # fresh: this step is still to be evaluated and saved
-    bar = tqdm(total=args.total_env_steps, initial=global_step, unit="step", disable=envs.rank() > 0)
-    while True:
-        done = global_step >= args.total_env_steps
-        last = done or envs.any_rank(stop.is_set(), device)
-        if fresh and (done or iteration % (args.eval_every or 10**9) == 0):
-            metrics, episodes = evaluate(task, agents, args, device)
-            for k, e in enumerate(episodes[:: args.eval_samples][:4]):
-                writer.add_text(f"episodes/{k}", envs.transcript(task, e.item, e.texts, e.rewards), global_step)
-            shown = [f"{name[5:]} {value:.3f}" for name, value in metrics.items() if "/turn_" not in name]
-            bar.write(f"held-out at step {global_step}: " + ", ".join(shown))
-            scalars |= metrics
-        for name, value in scalars.items():
-            writer.add_scalar(name, value, global_step)
-        if envs.rank() == 0 and fresh and (last or iteration % (args.save_every or 10**9) == 0):
-            writer.flush()
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cuda.enable_cudnn_sdp(False)  # plans for each shape, has given NaN gradients
+    task = make(args.task, args.num_agents, args.num_turns, args.dataset, args.eval_dataset)
+    args.num_envs = args.num_envs or task.num_envs
+    if args.num_generations == 1 and args.baseline != "none":
+        raise UserError(f"--num-generations 1: must be at least 2 with --baseline {args.baseline}")
+    if args.num_envs % (args.num_generations * args.num_minibatches * world_size()) > 0:
+        allowed = f"divisible by --num-generations x --num-minibatches x {world_size()} ranks"
+        raise UserError(f"--num-envs {args.num_envs}: must be {allowed}")
+    device = join_ranks(args.device)
+    agents = build(task, args, device)
+    models = [model for model in agents if model.optimizer]
+    iteration = global_step = 0
+    if args.resume:
+        iteration, global_step = load_checkpoint(Path(args.resume), models, args)
+    stop = stop_signal()  # Ctrl-C or SIGTERM: save after this iteration, and end
+    run_dir, writer = open_run(args, global_step)
+    bar = tqdm(total=args.total_env_steps, initial=global_step, unit="step", disable=rank() > 0)
+    if not args.resume:
+        evaluate_and_log(task, agents, args, writer, global_step)
+        if rank() == 0:
             save(run_dir, agents, models, args, iteration, global_step)
-        if last:
-            break
-        generator.manual_seed(args.seed << 32 | envs.rank() << 24 | iteration)  # so that resuming needs no random state
-        items = envs.sample(task.train, args.num_envs // args.num_generations, args.seed, iteration)
+    start_time, start_step = time.time(), global_step
+    last = global_step >= args.total_env_steps
+    while not last:
+        rollout_start = time.time()
+        items = draw_items(task.train, args.num_envs // args.num_generations, args.seed, iteration)
         items = [item for item in items for _ in range(args.num_generations)]
-        rollout_start, reward_time = time.time(), task.reward_time
-        episodes = [e for xs in envs.parts(items, args) for e in rollout(task, xs, agents, args, generator)]
+        episodes = start_episodes(items, args.num_agents)
+        rollout(task, episodes, agents, args, "rollout", iteration)
+
         update_start = time.time()
         metrics = update(episodes, agents, task.num_turns, args, iteration)
+        if iteration == 0:
+            for agent, gap in zip(agents, metrics["losses/sampling_gap"], strict=True):
+                check_gap(agent, gap, args.dtype)
+
         end = time.time()
-        num_steps = int(envs.all_sum(torch.tensor(sum(len(e.rewards) for e in episodes), device=device)))
-        fresh, iteration, global_step = True, iteration + 1, global_step + num_steps
-        scalars = {f"{name}/agent_{i}": x for name, xs in metrics.items() for i, x in enumerate(xs)}
-        scalars |= {f"charts/{name}": x for name, x in task.summarize([e.infos for e in episodes]).items()}
-        scalars |= {name: sum(xs) / len(xs) for name, xs in metrics.items()} | {
-            "charts/episodic_return": sum(sum(e.rewards) for e in episodes) / len(episodes),
+        episodes = gather(episodes)
+        num_steps = sum(len(e.rewards) for e in episodes)
+        num_tokens = num_steps * sum(metrics["charts/response_length"])
+        iteration += 1
+        global_step += num_steps
+        scalars = {
             "charts/SPS": (global_step - start_step) / (end - start_time),
-            "charts/learning_rate": args.actor_lr,
-            "charts/tokens_per_second": num_steps * sum(metrics["charts/response_length"]) / (end - rollout_start),
-            "charts/peak_memory_gb": envs.peak_memory_gb(device),
+            "charts/learning_rate": sum(args.actor_lr) / len(args.actor_lr),
+            "charts/tokens_per_second": num_tokens / (end - rollout_start),
+            "charts/peak_memory_gb": peak_memory_gb(device),
             "time/rollout": update_start - rollout_start,
-            "time/reward": task.reward_time - reward_time,  # a part of the rollout
+            "time/reward": sum(e.reward_time for e in episodes) / world_size(),  # of the rollout
             "time/update": end - update_start,
         }
-        bar.set_postfix({"return": scalars["charts/episodic_return"], "SPS": scalars["charts/SPS"]}, refresh=False)
+        for name, value in summarize(episodes, task.num_turns).items():
+            scalars[f"charts/{name}"] = value
+        for name, values in metrics.items():
+            scalars[name] = sum(values) / len(values)
+            scalars |= {f"{name}/agent_{i}": value for i, value in enumerate(values)}
+        log(writer, scalars, global_step)
+        shown = {"return": scalars["charts/episodic_return"], "SPS": scalars["charts/SPS"]}
+        bar.set_postfix(shown, refresh=False)
         bar.update(num_steps)
-    bar.write(f"the agents are in {run_dir}/agent_0 to agent_{args.num_agents - 1}, at step {global_step}")
+
+        stopping = all_sum(torch.tensor(float(stop.is_set()), device=device)) > 0
+        last = global_step >= args.total_env_steps or bool(stopping)
+        if last or (args.eval_every and iteration % args.eval_every == 0):
+            evaluate_and_log(task, agents, args, writer, global_step)
+        if rank() == 0 and (last or (args.save_every and iteration % args.save_every == 0)):
+            writer.flush()
+            save(run_dir, agents, models, args, iteration, global_step)
+    say(
+        f"the agents are in {run_dir}/agent_0 to agent_{args.num_agents - 1}, at step {global_step}"
+    )
     bar.close()
-    writer.close()
+    if writer:
+        writer.close()
+
+
+def command_line(args_class, main) -> None:
+    """Run main(args) on the flags of the command line.
+
+    What a user can mend ends it with one line and exit code 2; what the run met on its way (a full
+    disk or memory, a number that is not finite) with one line and exit code 1.
+    """
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # no line for each retry
+    try:
+        main(parse_args(args_class))
+    except (UserError, FloatingPointError, torch.OutOfMemoryError, OSError) as error:
+        disk = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if isinstance(error, OSError) and error.errno not in disk:
+            raise
+        traceback.clear_frames(error.__traceback__)  # the run's objects end, its progress bar too
+        tqdm.write("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)
 
 
 if __name__ == "__main__":
-    envs.command_line(Args, main)
+    command_line(Args, main)
