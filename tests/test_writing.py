@@ -145,37 +145,12 @@ def test_less_than_a_millisecond_per_kilobyte(name, unit):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_embedded_items(name):
-    task, field = TASKS[name](), TASKS[name].fields[0]
-    train, held_out = ([item[field] for item in split] for split in (task.train, task.eval))
-    assert len(train) >= 200 and len(held_out) >= 50
-    assert len(set(train + held_out)) == len(train) + len(held_out)
-    assert all(set(item) == {field} for item in task.train + task.eval)
-    for text in train + held_out:
-        assert 60 <= len(text.split()) <= 150
-        assert not re.search(r"[\[\]{}|/\n]|  | [.,?]|\.\.", text), text
-        assert text[0].isupper() and text[-1] in ".?" and all(s[0].isupper() for s in re.split(r"(?<=[.?]) ", text))
-        assert not re.search(r"\ba [aeio]|\ban [^aeiou]|\b(\w+) \1\b", text), text
-    assert (TASKS[name]().train, TASKS[name]().eval) == (task.train, task.eval)
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_many_subjects_and_few_repeats(name):
-    task, field = TASKS[name](), TASKS[name].fields[0]
-    texts = [item[field] for item in task.train]
-    _, *table = envs.writing_lines(TASKS[name].grammar)
-    marks = [max(re.split(r"[\[\]{}|/]", row), key=len) for row in table]  # the longest text that no choice changes
-    counts = [sum(mark in text for text in texts) for mark in marks]
-    assert sum(counts) == len(texts) and sum(n > 0 for n in counts) >= 14 and max(counts) < 0.12 * len(texts)
-    assert len({text[:250] for text in texts}) > 0.95 * len(texts)
-
-
-@pytest.mark.parametrize("name", TASKS)
 def test_dataset_file(name, tmp_path):
     field, path = TASKS[name].fields[0], tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"id": k, field: f"Text {k}."}) + "\n" for k in range(10)), encoding="utf-8")
     task = envs.make(name, dataset=str(path))
-    assert task.eval == [{field: "Text 4."}, {field: "Text 9."}] and len(task.train) == 8
+    texts = [{field: f"Text {k}.", "place": f"{path}:{k + 1}"} for k in range(10)]
+    assert task.eval == texts[4::5] and task.train == texts[:4] + texts[5:9]
     assert task.observe(task.eval[0])[0].endswith("\n\nText 4.")
     path.write_text(json.dumps({"other": "x"}))
     with pytest.raises(envs.UserError, match=f"rows.jsonl:1: field '{field}' is missing"):
@@ -207,22 +182,54 @@ def test_feedback_tells_of_ones_own_part_only():
     assert "has 3 words" in told[0] and "has 12 words" in told[1] and "8 to 256" in told[0]
 
 
-def test_render_is_two_columns():
-    task, one, two = envs.Tldr(), words(10), words(20) + " however"
+def test_render_shows_the_reward_its_terms_and_both_texts():
+    task, one, two = envs.Tldr(), words(10), words(20) + " however\x00"
     shown = task.render({}, [one, two]).splitlines()
-    assert shown[0] == "tldr: reward 2.760 of 3 (92.0%)" and shown[1].startswith(
-        "level 1: 0.500 of 0.5: 10 and 21 words"
-    )
-    assert [line.split(":")[0] for line in shown[1:5]] == [f"level {i}" for i in (1, 2, 3, 4)]
-    assert "contrast" in shown[4] and all(len(line) <= 115 for line in shown[5:])
-    left, right = zip(*(line.split(" | ") if " | " in line else (line[:56], "") for line in shown[7:]), strict=False)
-    assert " ".join(" ".join(left).rstrip(" |").split()) == one and " ".join(" ".join(right).split()) == two
+    assert shown[0] == "tldr: reward 2.760 of 3"
+    assert "score 92" in shown[1] and "level_4 0.76" in shown[1] and "length_ratio 2.1" in shown[1]
+    assert shown[2] == "transitions: contrast"
+    assert shown[3:] == ["----- text 1", one, "----- text 2", two.replace("\x00", "?")]
 
 
 @pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize("bad", [None, 3, "", " \n", ["a"]])
+@pytest.mark.parametrize("bad", [3, "", " \n", ["a", 1], {"a": "b"}])
 def test_parse_refuses_what_is_not_text(name, bad):
     task, field = TASKS[name](), TASKS[name].fields[0]
     assert task.parse({field: "fine", "other": 1}) == {field: "fine"}
     with pytest.raises(ValueError, match=f"field {field}: must be a string"):
         task.parse({field: bad})
+    with pytest.raises(ValueError, match=f"field '{field}' is missing"):
+        task.parse({field: None})
+
+
+def test_rows_as_they_are_published():
+    tldr, arxiv = envs.Tldr(), envs.Arxiv()
+    assert tldr.parse({"id": 1, "title": "t", "post": "My post."}) == {"prompt": "My post."}
+    assert tldr.parse({"content": "My post.", "summary": "x"}) == {"prompt": "My post."}
+    sentences = ["<S> first sentence . </S>", "<S> the  second . </S>"]
+    want = {"abstract": "first sentence . the second ."}
+    assert arxiv.parse({"article_id": "1", "abstract_text": sentences}) == want
+    assert arxiv.parse({"abstract_text": " ".join(sentences)}) == want
+    assert arxiv.parse({"abstract_text": ["One.", "Two."]}) == {"abstract": "One. Two."}
+    assert arxiv.parse({"abstract": "As\n it  is."}) == {"abstract": "As\n it  is."}
+    with pytest.raises(envs.UserError, match=r"'abstract' is missing \(or abstract_text\).*'text'"):
+        arxiv.parse({"text": "x"})
+    with pytest.raises(envs.UserError, match="field abstract: must be a string"):
+        arxiv.parse({"abstract_text": ["One.", None]})
+
+
+def test_phrases_are_the_rules():
+    assert len(envs.TRANSITIONS) == 12
+    phrases = [p for ps in envs.PHRASES["transitions"].values() for p in ps]
+    assert len(phrases) == 145 and len(envs.STOPWORDS) == len(envs.PHRASES["stopwords"])
+    rules = GOLDEN.parent / "RULES.md"
+    if rules.exists():
+        listed = re.findall(r"^- (\w+): (.+)$", rules.read_text(), re.MULTILINE)
+        found = {name: text.split(", ") for name, text in listed if name in envs.TRANSITIONS}
+        assert found == envs.PHRASES["transitions"]
+        stopwords = re.search(r"^Stopwords: (.+)$", rules.read_text(), re.MULTILINE)
+        assert set(stopwords[1].split()) == envs.STOPWORDS
+    for name, pattern in envs.TRANSITIONS.items():
+        for phrase in envs.PHRASES["transitions"][name]:
+            assert pattern.search(f"x {phrase.replace(' ', chr(10) + ' ')}.")
+            assert pattern.fullmatch(phrase)
