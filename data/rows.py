@@ -146,9 +146,10 @@ def numbered_rows(dataset):
         return hub_rows(name, part)
     if part and kind != ".json":
         raise UserError(f"--dataset {dataset}: only .json files and the Hub have parts")
-    if kind == ".parquet":
-        return enumerate(optional("pyarrow.parquet").read_table(name).to_pylist(), 1)
     data = Path(name).read_bytes()
+    if kind == ".parquet":
+        table = optional("pyarrow.parquet").read_table(io.BytesIO(data))
+        return enumerate(table.to_pylist(), 1)
     text = (gzip.decompress(data) if name.endswith(".gz") else data).decode("utf-8-sig")
     if kind == ".csv":
         return csv_rows(name, text)

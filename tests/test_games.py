@@ -1,4 +1,4 @@
-"""StrBuild and HouseBuild: golden rewards, parsing of any text, reference policies, embedded items, datasets, speed."""
+"""The games: golden rewards, parsing of any text, reference policies, data sets, team sizes, speed."""
 
 import copy
 import json
@@ -32,7 +32,9 @@ CUBE = {
 # ---------------------------------------------------------------- reference policies
 def str_cells(item):
     h = len(item["rows"])
-    return [(x, h - 1 - r) for r, row in enumerate(item["rows"]) for x, c in enumerate(row) if c == "#"]
+    return [
+        (x, h - 1 - r) for r, row in enumerate(item["rows"]) for x, c in enumerate(row) if c == "#"
+    ]
 
 
 def str_text(cells):
@@ -44,7 +46,9 @@ def str_team(item):
     texts = []
     for agent, own in enumerate(item["blocks"]):
         cells = {(x, y): own[y % 2] for x, y in str_cells(item)[agent::2]}
-        if len(set(cells.values())) == 1:  # then none of its cells touch: show the other block anywhere
+        if (
+            len(set(cells.values())) == 1
+        ):  # then none of its cells touch: show the other block anywhere
             first = next(iter(cells))
             cells[first] = own[1 - own.index(cells[first])]
         texts.append(str_text(cells))
@@ -52,7 +56,7 @@ def str_team(item):
 
 
 def str_lone(item, agent, cap):
-    """The best one builder of two can do: as many cells as its cap allows, its two blocks as a checkerboard."""
+    """The best one builder of two can do: all cells its cap allows, its blocks as a checkerboard."""
     own = item["blocks"][agent]
     cells = {(x, y): own[(x + y) % 2] for x, y in str_cells(item)[:cap]}
     if len(set(cells.values())) == 1:  # a diagonal: no cells touch
@@ -62,7 +66,12 @@ def str_lone(item, agent, cap):
 
 def house_cells(item):
     rows = ((y, z, row) for y, layer in enumerate(item["layers"]) for z, row in enumerate(layer))
-    return {(x, y, z): item["legend"][c] for y, z, row in rows for x, c in enumerate(row) if item["legend"][c] != "air"}
+    return {
+        (x, y, z): item["legend"][c]
+        for y, z, row in rows
+        for x, c in enumerate(row)
+        if item["legend"][c] != "air"
+    }
 
 
 def house_text(boxes):
@@ -72,12 +81,14 @@ def house_text(boxes):
 def house_team(item):
     """The x halves; builder 1 kills first."""
     cells, half = house_cells(item), (len(item["layers"][0][0]) + 1) // 2
-    left, right = ({c: b for c, b in cells.items() if (c[0] < half) == side} for side in (True, False))
+    left, right = (
+        {c: b for c, b in cells.items() if (c[0] < half) == side} for side in (True, False)
+    )
     return ["/kill\n" + house_text(envs.house_boxes(left)), house_text(envs.house_boxes(right))]
 
 
 def house_lone(item, limits):
-    """All boxes cut into single cells as far as the limits allow, kill first: no lone builder under limits beats it."""
+    """All cells as far as the limits allow, kill first: no lone builder under limits beats it."""
     boxes, used = [], Counter()
     for a, block in house_cells(item).items():
         used[block] += 1
@@ -105,31 +116,53 @@ def test_golden(task):
     if not path.exists():
         pytest.skip("no golden file")
     rows = [json.loads(line) for line in path.read_text().split("\n") if line]
-    wrong = [r["id"] for r in rows if abs(task.score(r["item"], r["actions"])[0] - r["reward"]) > 1e-6]
+    wrong = [
+        r["id"] for r in rows if abs(task.score(r["item"], r["actions"])[0] - r["reward"]) > 1e-6
+    ]
     assert rows and not wrong
 
 
 def test_strbuild_by_hand():
     # cells (0..3, 1); agent 0: planks at 0 and stone at 1, agent 1: obsidian at 2 and at (0, 0)
-    a = ["/setblock 0 1 0 oak_planks\n/setblock 1 1 0 stone", "/setblock 2 1 0 obsidian\n/setblock 0 0 0 obsidian"]
+    a = [
+        "/setblock 0 1 0 oak_planks\n/setblock 1 1 0 stone",
+        "/setblock 2 1 0 obsidian\n/setblock 0 0 0 obsidian",
+    ]
     reward, info = STR.score(LINE, a)
-    assert reward == pytest.approx(2 * 3 / 4 - 1.5 * 1 / 4 - 0 - 0.25)  # white_concrete is not shown
+    assert reward == pytest.approx(
+        2 * 3 / 4 - 1.5 * 1 / 4 - 0 - 0.25
+    )  # white_concrete is not shown
     assert info["iou"] == pytest.approx(3 / 5) and info["palette"] == 0.5 and info["success"] == 0.0
     assert info["score"] == pytest.approx(50 * reward)
-    reward, info = STR.score(LINE, ["/setblock 0 1 0 stone\n/setblock 1 1 0 stone\n/setblock 2 1 0 oak_planks", ""])
+    reward, info = STR.score(
+        LINE, ["/setblock 0 1 0 stone\n/setblock 1 1 0 stone\n/setblock 2 1 0 oak_planks", ""]
+    )
     assert reward == pytest.approx(2 * 3 / 4 - 1 / 2 - 0.25) and info["adjacency"] == 0.5
 
 
 def test_housebuild_by_hand():
     # 7 bricks of 8 cells; each agent may fill 4 + 1 = 5
     reward, info = HOUSE.score(CUBE, ["/fill 0 0 0 1 0 1 bricks", "/fill 1 1 1 0 1 1 bricks"])
-    assert reward == pytest.approx(7 / 8 - 0.05)  # (0, 1, 0) is missing, the spiders bite for half the health
-    assert info["iou"] == pytest.approx(6 / 7) and info["hp"] == pytest.approx(0.5) and info["kill"] == 0.0
+    assert reward == pytest.approx(
+        7 / 8 - 0.05
+    )  # (0, 1, 0) is missing, the spiders bite for half the health
     assert (
-        HOUSE.score(CUBE, ["/fill 0 0 0 1 0 1 bricks\n/kill", "/fill 0 1 0 0 1 1 bricks\n/fill 1 1 1 1 1 1 bricks"])[0]
+        info["iou"] == pytest.approx(6 / 7)
+        and info["hp"] == pytest.approx(0.5)
+        and info["kill"] == 0.0
+    )
+    assert (
+        HOUSE.score(
+            CUBE,
+            [
+                "/fill 0 0 0 1 0 1 bricks\n/kill",
+                "/fill 0 1 0 0 1 1 bricks\n/fill 1 1 1 1 1 1 bricks",
+            ],
+        )[0]
         == 1
     )
-    over = "/fill 0 0 0 1 0 1 bricks\n/fill 0 1 0 0 1 1 bricks\n/fill 0 1 0 0 1 0 bricks"  # 4, then 2 too many, then 1
+    over = "/fill 0 0 0 1 0 1 bricks\n"  # 4, then 2 too many, then 1
+    over += "/fill 0 1 0 0 1 1 bricks\n/fill 0 1 0 0 1 0 bricks"
     assert HOUSE.score(CUBE, [over, ""])[1]["match"] == pytest.approx(6 / 8)
     assert HOUSE.score(CUBE, [over, ""])[1]["counts"] == [(2, 1), (0, 0)]
 
@@ -139,7 +172,10 @@ def test_one_agent_has_the_whole_cap_and_both_palettes_and_limits():
         assert STR1.score(item, ["\n".join(str_team(item))])[0] == 2.0
         assert "obsidian" in STR1.observe(item)[0] and "stone" in STR1.observe(item)[0]
     for item in HOUSE1.eval[:20]:
-        assert HOUSE1.score(item, ["/kill\n" + house_text(envs.house_boxes(house_cells(item)))])[0] == 1.0
+        assert (
+            HOUSE1.score(item, ["/kill\n" + house_text(envs.house_boxes(house_cells(item)))])[0]
+            == 1.0
+        )
     assert STR1.cap({"max_commands": 7}, 0) == 7 and STR1.max_new_tokens == 2 * STR.max_new_tokens
     assert [STR.cap({"max_commands": 7}, i) for i in (0, 1)] == [4, 3]
     assert [STR.cap({"max_commands": 1}, i) for i in (0, 1)] == [1, 1]
@@ -162,7 +198,9 @@ def test_limits_and_caps_hold_whatever_is_asked_for(num_agents):
             texts = [""] * num_agents
             texts[agent] = "\n".join(random_text(rng, task, item) for _ in range(20))
             grid, _, counts = task.build(item, texts)
-            assert counts[agent][0] <= item["max_commands"] // num_agents and sum(counts[agent]) == 160
+            assert (
+                counts[agent][0] <= item["max_commands"] // num_agents and sum(counts[agent]) == 160
+            )
             for block, n in Counter(grid.values()).items():
                 assert n <= (3 - num_agents) * ((count[block] + 1) // 2 + count[block] // 4)
 
@@ -199,7 +237,12 @@ def test_lines(line, ok):
 
 def test_fences():
     line = "/setblock 0 1 0 stone"
-    for text in (f"```\n{line}\n```", f"x\n```mcfunction\n{line}\n``` y", f"```{line}```", f"``` {line}\n```"):
+    for text in (
+        f"```\n{line}\n```",
+        f"x\n```mcfunction\n{line}\n``` y",
+        f"```{line}```",
+        f"``` {line}\n```",
+    ):
         assert STR.build(LINE, [text, ""])[0] == {(0, 1, 0): "stone"}, text
     assert not STR.build(LINE, [f"```\n```\n{line}", ""])[0]  # outside
     assert STR.build(LINE, [f"```\n{line}", ""])[0]  # one fence mark is no fence
@@ -209,9 +252,42 @@ def test_fences():
 
 def test_fuzz():
     rng = random.Random(0)
-    words = ["/", "setblock", "fill", "kill", "0", "1", "-1", "+1", "\u0663", "1_0", "9" * 5000, "stone", "air",
-             "minecraft:", "minecraft:air", "```", "\n", "\r", "\x0b", "\u2028", "- ", "1. ", "*", "~", "^", "\x00",
-             "\ud800", "{}", "\t",             "bricks", "[a=b]", "\u212aill", "\u0130", ","]  # fmt: skip
+    words = [
+        "/",
+        "setblock",
+        "fill",
+        "kill",
+        "0",
+        "1",
+        "-1",
+        "+1",
+        "\u0663",
+        "1_0",
+        "9" * 5000,
+        "stone",
+        "air",
+        "minecraft:",
+        "minecraft:air",
+        "```",
+        "\n",
+        "\r",
+        "\x0b",
+        "\u2028",
+        "- ",
+        "1. ",
+        "*",
+        "~",
+        "^",
+        "\x00",
+        "\ud800",
+        "{}",
+        "\t",
+        "bricks",
+        "[a=b]",
+        "\u212aill",
+        "\u0130",
+        ",",
+    ]
     for _ in range(3000):
         texts = [" ".join(rng.choices(words, k=rng.randrange(40))) for _ in range(2)]
         texts[0] += "".join(chr(rng.randrange(0x110000)) for _ in range(20))
@@ -223,11 +299,21 @@ def test_fuzz():
 
 @pytest.mark.parametrize(
     "text",
-    ["/setblock 0 1 0 stone\n" * 1_000_000, "0" * 2_000_000, "setblock " + "0" * 1_000_000 + "x", "`" * 1_000_000,
-     "\n" * 2_000_000, "setblock " + "0 " * 1_000_000, "-" * 1_000_000, "fill " + "1 " * 6 + "a" * 1_000_000,
-     "1" * 1_000_000 + ")x", "/fill 0 0 0 1 1 1 bricks\n" * 300_000, "fill " + ("0" * 200_000 + " ") * 6 + "a b"],
+    [
+        "/setblock 0 1 0 stone\n" * 1_000_000,
+        "0" * 2_000_000,
+        "setblock " + "0" * 1_000_000 + "x",
+        "`" * 1_000_000,
+        "\n" * 2_000_000,
+        "setblock " + "0 " * 1_000_000,
+        "-" * 1_000_000,
+        "fill " + "1 " * 6 + "a" * 1_000_000,
+        "1" * 1_000_000 + ")x",
+        "/fill 0 0 0 1 1 1 bricks\n" * 300_000,
+        "fill " + ("0" * 200_000 + " ") * 6 + "a b",
+    ],
     ids=range(11),
-)  # fmt: skip
+)
 def test_huge_texts_take_linear_time(text):
     start = time.perf_counter()
     STR.score(LINE, [text, ""]), HOUSE.score(CUBE, ["", text])
@@ -248,7 +334,11 @@ def test_items(task):
 def test_houses_vary():
     items = HOUSE.train + HOUSE.eval
     sizes = {HOUSE.plan(item).size for item in items}
-    assert len(sizes) > 30 and {w for w, *_ in sizes} == {3, 4, 5, 6} and {h for _, h, _ in sizes} == {3, 4, 5}
+    assert (
+        len(sizes) > 30
+        and {w for w, *_ in sizes} == {3, 4, 5, 6}
+        and {h for _, h, _ in sizes} == {3, 4, 5}
+    )
     assert {item["spider_damage"] for item in items} == {0, 5, 10}
     assert len({tuple(item["legend"].values()) for item in items}) > 20
 
@@ -261,13 +351,21 @@ def test_strbuild_policies():
         reward, info = STR.score(item, str_team(item))
         assert reward == 2.0 and reward >= STR.success and info["success"] == 1.0
         assert all(other == 0 for _, other in info["counts"])  # within the caps
-        for agent in (0, 1):  # the other palette is never shown, and the cap stops short of the word
+        for agent in (
+            0,
+            1,
+        ):  # the other palette is never shown, and the cap stops short of the word
             texts = ["", ""]
             texts[agent] = str_lone(item, agent, STR.cap(item, agent))
             lone, cells = STR.score(item, texts)[0], len(str_cells(item))
-            assert lone == pytest.approx(2 * min(1, STR.cap(item, agent) / cells) - 0.25) and lone < 1.75 < reward
+            assert (
+                lone == pytest.approx(2 * min(1, STR.cap(item, agent) / cells) - 0.25)
+                and lone < 1.75 < reward
+            )
         assert STR.score(item, [random_text(rng, STR, item)] * 2)[0] < 1.0
-    mean = sum(STR.score(i, [random_text(rng, STR, i) for _ in "ab"])[0] for i in STR.eval) / len(STR.eval)
+    mean = sum(STR.score(i, [random_text(rng, STR, i) for _ in "ab"])[0] for i in STR.eval) / len(
+        STR.eval
+    )
     assert -0.7 < mean < 0.1
 
 
@@ -283,10 +381,16 @@ def test_housebuild_policies():
         cells = Counter(house_cells(item).values())
         lost = sum(n - limits[block] for block, n in cells.items())
         size = HOUSE.plan(item).size
-        assert lost > 0 and lone[-1] == pytest.approx(1 - lost / (size[0] * size[1] * size[2])) and lone[-1] < reward
+        assert (
+            lost > 0
+            and lone[-1] == pytest.approx(1 - lost / (size[0] * size[1] * size[2]))
+            and lone[-1] < reward
+        )
         idle.append(HOUSE.score(item, ["", ""])[0])
         harm = 0.1 * min(1, item["spider_damage"] / item["player_hp"])
-        assert idle[-1] == pytest.approx(1 - sum(cells.values()) / (size[0] * size[1] * size[2]) - harm)
+        assert idle[-1] == pytest.approx(
+            1 - sum(cells.values()) / (size[0] * size[1] * size[2]) - harm
+        )
         noise.append(HOUSE.score(item, [random_text(rng, HOUSE, item) for _ in "ab"])[0])
     means = [sum(values) / len(values) for values in (idle, noise, lone)]
     assert 0.1 < means[0] < 0.2 and means[1] < 0.5 and 0.7 < means[2] < 0.85
@@ -296,8 +400,18 @@ def test_housebuild_policies():
 def test_observations():
     item = STR.eval[0]
     one, two = STR.observe(item)
-    assert "oak_planks, stone." in one and "obsidian" not in one and "white_concrete, obsidian." in two
-    for term in ("2 x", "1.5 x", "touching", "0.25", "4 turns", "complete new build", str(STR.cap(item, 0))):
+    assert (
+        "oak_planks, stone." in one and "obsidian" not in one and "white_concrete, obsidian." in two
+    )
+    for term in (
+        "2 x",
+        "1.5 x",
+        "touching",
+        "0.25",
+        "4 turns",
+        "complete new build",
+        str(STR.cap(item, 0)),
+    ):
         assert term in one
     told = [tuple(map(int, cell.split())) for cell in one.splitlines()[-1].split(", ")]
     assert told == str_cells(item)
@@ -341,7 +455,11 @@ def test_feedback_kinds():
         assert told[kind][1].startswith("Turn 1: 1 of your commands ran, 0 lines did not.")
         assert all("setblock" not in text for text in told[kind])
     assert "extra 3 0; missing 1 1, 2 1, 3 1." in told["position"][0]
-    assert "stone" not in told["position"][1] and "coverage 0.25" in told["score"][0] and "3 0" not in told["score"][0]
+    assert (
+        "stone" not in told["position"][1]
+        and "coverage 0.25" in told["score"][0]
+        and "3 0" not in told["score"][0]
+    )
     assert "air 3 0" in told["perfect"][0]
     assert STR.settings["feedback"] == "position" and HOUSE.settings["feedback"] == "score"
     house = envs.HouseBuild(options="feedback=perfect")
@@ -360,11 +478,18 @@ def test_feedback_shows_no_command_of_a_teammate(name, kind):
     for item in task.train[:30]:
         texts = [random_text(rng, task, item) for _ in "ab"]
         told = [task.feedback(item, texts, task.score(item, texts)[1], 0)]
-        assert not any(line.strip("/") in text for text in told[0] for own in texts for line in own.splitlines())
+        assert not any(
+            line.strip("/") in text
+            for text in told[0]
+            for own in texts
+            for line in own.splitlines()
+        )
         # other words for the same build, and lines that do not run, change nothing for the teammate
         for agent in (0, 1):
             other = list(texts)
-            other[1 - agent] = "secret plan\n" + other[1 - agent].replace("/", "- ").replace("fill", "FILL")
+            other[1 - agent] = "secret plan\n" + other[1 - agent].replace("/", "- ").replace(
+                "fill", "FILL"
+            )
             told = task.feedback(item, texts, task.score(item, texts)[1], 0)[agent]
             assert task.feedback(item, other, task.score(item, other)[1], 0)[agent] == told
 
@@ -386,8 +511,16 @@ PUBLIC = {
 
 def test_public_house_format():
     item = HOUSE.parse(PUBLIC)
-    assert item["layers"] == [["CC"], ["CA"]] and item["legend"] == {"C": "minecraft:stone", "A": "air"}
-    assert (item["player_hp"], item["spider_damage"], item["limited_resource"], item["max_commands"]) == (
+    assert item["layers"] == [["CC"], ["CA"]] and item["legend"] == {
+        "C": "minecraft:stone",
+        "A": "air",
+    }
+    assert (
+        item["player_hp"],
+        item["spider_damage"],
+        item["limited_resource"],
+        item["max_commands"],
+    ) == (
         5,
         0,
         True,
@@ -433,7 +566,10 @@ def test_forms_of_layers(layers):
         ({"target_spec": {"layers": [["CX"]]}}, "layers"),
         ({"target_spec": {"layers": [[["C"]]]}}, "layers"),
         ({"target_spec": {"layers": [{"y": 1, "rows": ["C"]}]}}, "layers"),
-        ({"target_spec": {"layers": [{"y": 0, "rows": ["C"]}, {"y": 0, "rows": ["A"]}]}}, "layers"),  # twice
+        (
+            {"target_spec": {"layers": [{"y": 0, "rows": ["C"]}, {"y": 0, "rows": ["A"]}]}},
+            "layers",
+        ),  # twice
         ({"target_spec": {"layers": {"0": ["CC"], "2": ["CC"]}}}, "layers"),
         ({"target_spec": {"layers": {"0": "CC"}}}, "layers"),
         ({"target_spec": {"layers": {"low": ["CC"]}}}, "layers"),
@@ -482,8 +618,14 @@ def test_dataset_file_in_the_public_format(tmp_path, suffix):
     task = envs.make("housebuild", dataset=str(path))
     assert len(task.train) == 4
     assert task.eval == [HOUSE.parse(PUBLIC) | {"place": f"{path}:5"}]
-    assert task.score(task.eval[0], ["/fill 0 0 0 1 0 0 stone", "/fill 0 1 0 0 1 0 stone"])[0] == 1.0
-    path.write_text(json.dumps([PUBLIC | {"max_commands": 0}] if suffix == "json" else PUBLIC | {"max_commands": 0}))
+    assert (
+        task.score(task.eval[0], ["/fill 0 0 0 1 0 0 stone", "/fill 0 1 0 0 1 0 stone"])[0] == 1.0
+    )
+    path.write_text(
+        json.dumps(
+            [PUBLIC | {"max_commands": 0}] if suffix == "json" else PUBLIC | {"max_commands": 0}
+        )
+    )
     with pytest.raises(envs.UserError, match=f"houses.{suffix}:1: field max_commands"):
         envs.make("housebuild", dataset=str(path))
 
@@ -522,7 +664,9 @@ def test_three_builders_by_hand():
     assert task.score(item, ["", "", ""])[0] == -0.75
     stolen = ["", "setblock 0 1 0 bricks", "setblock 0 1 0 stone"]  # nobody else's blocks
     assert task.score(item, stolen)[1]["counts"] == [(0, 0), (0, 1), (0, 1)]
-    assert task.score(item, ["", "setblock 0 1 0 obsidian", "setblock 0 1 0 bricks"])[1]["grid"] == {
+    assert task.score(item, ["", "setblock 0 1 0 obsidian", "setblock 0 1 0 bricks"])[1][
+        "grid"
+    ] == {
         (0, 1, 0): "bricks"  # the last builder's line runs last
     }
     told = task.observe(item)
@@ -541,7 +685,9 @@ def test_too_few_palettes_or_builders():
     with pytest.raises(envs.UserError, match="field blocks: must be 3 lists"):
         envs.StrBuild(num_agents=3).parse(LINE)
     for name, num_agents in (("strbuild", 5), ("housebuild", 3), ("tldr", 3), ("arxiv", 0)):
-        with pytest.raises(envs.UserError, match=f"--num-agents {num_agents}: {name} is for 1 or 2"):
+        with pytest.raises(
+            envs.UserError, match=f"--num-agents {num_agents}: {name} is for 1 or 2"
+        ):
             envs.make(name, num_agents=num_agents)
 
 

@@ -1,4 +1,4 @@
-"""The writing tasks: golden rewards, hand-worked rewards, hostile texts, embedded items, observations, rendering."""
+"""The writing tasks: golden and hand-worked rewards, hostile texts, rows, observations, rendering."""
 
 import json
 import math
@@ -14,7 +14,9 @@ import envs
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 TASKS = {"tldr": envs.Tldr, "arxiv": envs.Arxiv}
 METRICS = {"score", "success", "length_ratio", "unique_ratio", "jaccard", "transitions"}
-METRICS |= {f"{name}_{i}" for name in ("tokens", "length") for i in (1, 2)} | {f"level_{i}" for i in (1, 2, 3, 4)}
+METRICS |= {f"{name}_{i}" for name in ("tokens", "length") for i in (1, 2)} | {
+    f"level_{i}" for i in (1, 2, 3, 4)
+}
 
 
 def words(n, start=0, length=6):
@@ -43,15 +45,27 @@ def test_tldr_levels_by_hand():
     # 7 words in a text: level 1 fails
     assert task.score({}, [words(7), words(30)])[0] == 0
     assert task.score({}, [one, one])[0] == 0.5  # length ratio 1 < 1.1: level 2 fails
-    # 13 words: ratio 90/69, unique 1.3 = the bound, which passes with 0; nothing shared, no transition
+    # 13 words: ratio 90/69, unique 1.3 = the bound, which passes with 0; nothing shared
     reward, info = task.score({}, [one, words(13, 50)])
-    assert reward == pytest.approx(0.5 + (90 / 69 - 1.1) / 0.5) and info["level_3"] == 0 and info["jaccard"] == 0
+    assert (
+        reward == pytest.approx(0.5 + (90 / 69 - 1.1) / 0.5)
+        and info["level_3"] == 0
+        and info["jaccard"] == 0
+    )
     # 20 words, all of text 1's among them: levels 1 to 3 in full, 0.6 for Jaccard 0.5
     reward, info = task.score({}, [one, words(20)])
-    assert reward == pytest.approx(2.6) and info["jaccard"] == 0.5 and info["level_4"] == pytest.approx(0.6)
-    # "however" is contrast, "in \n fact" both explanation and emphasis: 3 categories, style 0.4 + 0.1
+    assert (
+        reward == pytest.approx(2.6)
+        and info["jaccard"] == 0.5
+        and info["level_4"] == pytest.approx(0.6)
+    )
+    # "however" is contrast, "in \n fact" both explanation and emphasis: style 0.4 + 0.1
     reward, info = task.score({}, [one, words(20) + " However, in \n fact"])
-    assert reward == pytest.approx(2.6 + 0.4 * 0.5) and info["found"] == ["explanation", "contrast", "emphasis"]
+    assert reward == pytest.approx(2.6 + 0.4 * 0.5) and info["found"] == [
+        "explanation",
+        "contrast",
+        "emphasis",
+    ]
     # transitions in text 1 and inside longer words are nothing
     assert task.score({}, [words(9) + " however", words(20) + " wasp sofa"])[1]["transitions"] == 0
 
@@ -61,10 +75,13 @@ def test_arxiv_levels_by_hand():
     one = words(130)  # 909 characters
     assert task.score({}, [words(127), words(180)])[0] == 0
     assert task.score({}, [words(257), words(250)])[0] == 0
-    # 130 and 182 words: ratio 1273/909 = 1.4005 in full, unique 1.4 = three quarters, Jaccard 130/182 over the cap
+    # 130 and 182 words: ratio 1273/909 = 1.4005 in full, unique 1.4 = three quarters, Jaccard
+    # 130/182 over the cap
     reward, info = task.score({}, [one, words(182)])
-    assert reward == pytest.approx(0.5 + 1 + 0.5 * 0.75 + 0.6) and info["jaccard"] == pytest.approx(130 / 182)
-    # transitions of text 1 count here, also a phrase that spans the two texts ("in" + "fact": 2 categories)
+    assert reward == pytest.approx(0.5 + 1 + 0.5 * 0.75 + 0.6) and info["jaccard"] == pytest.approx(
+        130 / 182
+    )
+    # transitions of text 1 count here, also a phrase that spans the two texts, "in" + "fact"
     two = "fact " + words(180, 1)
     reward, info = task.score({}, [words(130) + " therefore in", two])
     assert info["found"] == ["explanation", "cause_effect", "emphasis"]
@@ -99,7 +116,13 @@ def hostile_texts():
     ]
     for _ in range(150):
         alphabet = rng.choice(
-            ["ab \n", "\x00\x01\xff \r\n\u2028", "as so in fact \n", "\u0627\u0644 \u05d0", "\ud83d\ude00\udc00 x"]
+            [
+                "ab \n",
+                "\x00\x01\xff \r\n\u2028",
+                "as so in fact \n",
+                "\u0627\u0644 \u05d0",
+                "\ud83d\ude00\udc00 x",
+            ]
         )
         size = rng.choice([5, 40, 400, 3000])
         yield "".join(rng.choice(alphabet) for _ in range(size))
@@ -118,7 +141,9 @@ def test_any_text_is_scored_fed_back_and_rendered(name, num_agents):
         numbers = {k: v for k, v in info.items() if isinstance(v, float)}
         assert set(numbers) == METRICS and all(math.isfinite(v) for v in numbers.values())
         assert all(0 <= info[f"level_{i}"] <= 1 for i in (1, 2, 3, 4))
-        assert reward == pytest.approx(sum(w * info[f"level_{i}"] for i, w in ((1, 0.5), (2, 1), (3, 0.5), (4, 1))))
+        assert reward == pytest.approx(
+            sum(w * info[f"level_{i}"] for i, w in ((1, 0.5), (2, 1), (3, 0.5), (4, 1)))
+        )
         told = task.feedback(item, actions, info, 0)
         assert len(told) == num_agents and all(len(t.split()) < 60 for t in told)
         task.render(item, actions).encode()  # no lone surrogates, no control characters
@@ -127,12 +152,27 @@ def test_any_text_is_scored_fed_back_and_rendered(name, num_agents):
 
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize(
-    "unit", ["a", "in ", " ", "x ", "\x00", "even  as well \n", "\n", "\n ", "the water on the hand ", "\ud800\u00e9"]
+    "unit",
+    [
+        "a",
+        "in ",
+        " ",
+        "x ",
+        "\x00",
+        "even  as well \n",
+        "\n",
+        "\n ",
+        "the water on the hand ",
+        "\ud800\u00e9",
+    ],
 )
 def test_less_than_a_millisecond_per_kilobyte(name, unit):
     text = unit * (2**18 // len(unit))
     for num_agents in (1, 2):
-        task, actions = TASKS[name](num_agents=num_agents), [text[: 2**18 // num_agents]] * num_agents
+        task, actions = (
+            TASKS[name](num_agents=num_agents),
+            [text[: 2**18 // num_agents]] * num_agents,
+        )
         best = math.inf
         for _ in range(3):
             start = time.process_time()
@@ -147,7 +187,10 @@ def test_less_than_a_millisecond_per_kilobyte(name, unit):
 @pytest.mark.parametrize("name", TASKS)
 def test_dataset_file(name, tmp_path):
     field, path = TASKS[name].fields[0], tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"id": k, field: f"Text {k}."}) + "\n" for k in range(10)), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps({"id": k, field: f"Text {k}."}) + "\n" for k in range(10)),
+        encoding="utf-8",
+    )
     task = envs.make(name, dataset=str(path))
     texts = [{field: f"Text {k}.", "place": f"{path}:{k + 1}"} for k in range(10)]
     assert task.eval == texts[4::5] and task.train == texts[:4] + texts[5:9]
