@@ -46,6 +46,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+import voxels
 from data.rows import (
     UserError,
     check_row,
@@ -1320,11 +1321,6 @@ def run_tests(problem, aux, main, call_seconds=2.0, seconds=10.0):
 
 
 # ======================================== games ========================================
-# Six coordinates and a block. ASCII digits only: int() also takes "1_0" and other scripts, not
-# thousands of zeros.
-GAME_BOX = re.compile(r"(?:\+?0*(0|[1-9][0-9]{0,8})|-0+) " * 6 + r"(\S+)")
-
-
 class GamePlan(NamedTuple):
     """What an item of either game asks for and allows."""
 
@@ -1333,42 +1329,6 @@ class GamePlan(NamedTuple):
     allowed: list  # for each agent {block: cells it may fill in a turn}, air among them
     chars: dict  # {block: character in texts}
     harm: float  # what spiders take from the reward if nobody kills them
-
-
-def game_cells(layers):
-    """{(x, y, z): letter} of layers[y][z][x]."""
-    rows = ((y, z, row) for y, layer in enumerate(layers) for z, row in enumerate(layer))
-    return {(x, y, z): letter for y, z, row in rows for x, letter in enumerate(row)}
-
-
-def game_lines(text):
-    """Lines that are not empty (of the first fence, if there is one), without list marker, slash.
-    A fence's first line goes if it is a lone word, its language."""
-    before, *fenced = text.split("```", 2)
-    lines = (fenced[0] if len(fenced) == 2 else before + "".join(fenced)).splitlines()
-    if len(fenced) == 2 and lines and re.fullmatch(r"[\w.+#-]+", lines[0].strip()):
-        del lines[0]
-    lines = (re.sub(r"^(?:[-*]|[0-9]+[.)])", "", line.strip()).strip() for line in lines)
-    return [line.removeprefix("/") for line in lines if line]
-
-
-def game_fill(words, grid, left, size):
-    """Fill a box of the grid by the words x1 y1 z1 x2 y2 z2 block and take its cells from what is
-    left of the block. False, with nothing done, if they are other words, the box is not within
-    size, or too little is left."""
-    match = GAME_BOX.fullmatch(" ".join(words))
-    if not match:
-        return False
-    *corners, block = match.groups("0")
-    block = block.removeprefix("minecraft:")
-    ends = zip(map(int, corners[:3]), map(int, corners[3:]))
-    spans = [range(min(a, b), max(a, b) + 1) for a, b in ends]
-    volume = math.prod(map(len, spans))
-    if volume > left.get(block, 0) or any(span.stop > n for span, n in zip(spans, size)):
-        return False
-    left[block] -= volume
-    grid.update(dict.fromkeys(itertools.product(*spans), block))
-    return True
 
 
 class Game(Task):
@@ -1395,22 +1355,11 @@ class Game(Task):
         length."""
         plan, grid, kills, counts = self.plan(item), {}, 0, []
         for agent, text in enumerate(actions):
-            lines, left = game_lines(text), dict(plan.allowed[agent])
-            run, cap = 0, self.cap(item, agent)
-            for line in lines:
-                verb, *words = line.split(None, 8) or [""]
-                verb = verb.lower()
-                if run == cap or verb not in self.verbs:
-                    continue
-                if verb == "kill":
-                    kills += 1
-                elif verb == "setblock":  # a box of one cell; what follows the block is ignored
-                    if not game_fill(words[:3] + words[:4], grid, left, plan.size):
-                        continue
-                elif not game_fill(words, grid, left, plan.size):
-                    continue
-                run += 1
-            counts.append((run, len(lines) - run))
+            lines, left = voxels.command_lines(text), dict(plan.allowed[agent])
+            cap = self.cap(item, agent)
+            done = voxels.run(lines, self.verbs, grid, left, plan.size, cap)
+            kills += done.count("kill")
+            counts.append((len(done), len(lines) - len(done)))
         return {cell: block for cell, block in grid.items() if block != "air"}, kills, counts
 
     def observe(self, item):
@@ -1515,7 +1464,7 @@ class StrBuild(Game):
     def plan(self, item):
         rows, palettes = item["rows"], self.palettes(item)
         height, width = len(rows), len(rows[0])
-        cells = game_cells([[row] for row in reversed(rows)])
+        cells = voxels.cells([[row] for row in reversed(rows)])
         design = {cell: "#" for cell, letter in cells.items() if letter == "#"}
         blocks = dict.fromkeys(itertools.chain(*palettes))
         own = palettes if self.num_agents > 1 else [blocks]
@@ -1578,33 +1527,6 @@ class StrBuild(Game):
         return needs
 
 
-def house_boxes(labels):
-    """{(x, y, z): label} as disjoint boxes [(x1, y1, z1), (x2, y2, z2), label], both corners
-    included: from the first free cell in the order y, z, x, each grows as far as it can along x,
-    then z, then y."""
-    order = sorted(labels, key=lambda cell: (cell[1], cell[2], cell[0]))
-    left, boxes = {cell: labels[cell] for cell in order}, []
-    while left:
-        low, label = next(iter(left.items()))
-        spans = [range(v, v + 1) for v in low]
-        for axis in (0, 2, 1):
-            grown = [*spans]
-            while all(left.get(cell) == label for cell in itertools.product(*grown)):
-                spans = [*grown]
-                grown[axis] = range(low[axis], grown[axis].stop + 1)
-        boxes.append((low, tuple(span[-1] for span in spans), label))
-        for cell in itertools.product(*spans):
-            del left[cell]
-    return boxes
-
-
-def house_halves(labels, width):
-    """The part of {(x, y, z): label} with x below the middle of the width, and the other."""
-    middle = (width + 1) // 2
-    left = {cell: label for cell, label in labels.items() if cell[0] < middle}
-    return [left, {cell: label for cell, label in labels.items() if cell[0] >= middle}]
-
-
 class HouseBuild(Game):
     """Two builders, each with a limit on every block, copy a house; spiders hurt unless someone
     kills them. A row, and an item (the fields from player_hp on may be left out):
@@ -1638,7 +1560,7 @@ class HouseBuild(Game):
     def plan(self, item):
         layers, damage, hp = item["layers"], item["spider_damage"], item["player_hp"]
         ids = {char: block.removeprefix("minecraft:") for char, block in item["legend"].items()}
-        cells = game_cells(layers)
+        cells = voxels.cells(layers)
         design = {cell: ids[char] for cell, char in cells.items() if ids[char] != "air"}
         chars = {block: char for char, block in ids.items() if block != "air"}
         allowed = dict.fromkeys([*chars, "air"], math.inf)
@@ -1651,7 +1573,7 @@ class HouseBuild(Game):
         return GamePlan(size, design, [allowed] * self.num_agents, chars, harm)
 
     def spell(self, labels, between="; "):
-        boxes = [(*low, *high, label) for low, high, label in house_boxes(labels)]
+        boxes = [(*low, *high, label) for low, high, label in voxels.boxes(labels)]
         return between.join(" ".join(map(str, box)) for box in boxes)
 
     def brief(self, item, agent, cap):
@@ -1667,7 +1589,7 @@ class HouseBuild(Game):
             f" Blocks{' and cells you may fill' if limits else ''}: {blocks}.\n"
             "Target boxes as x1 y1 z1 x2 y2 z2 block,"
             f" first those with x below {(w + 1) // 2}, the rest air:\n"
-        ) + "\n".join(self.spell(half, "\n") for half in house_halves(design, w) if half)
+        ) + "\n".join(self.spell(half, "\n") for half in voxels.halves(design, w) if half)
 
     def score(self, item, actions):
         """Share of cells as designed, minus the spiders' harm if nobody killed them: 1 for a

@@ -1,4 +1,4 @@
-"""The games: golden rewards, parsing of any text, reference policies, data sets, team sizes, speed."""
+"""The games: golden rewards, parsing of any text, reference policies, rows, team sizes, speed."""
 
 import copy
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import envs
+import voxels
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 STR, HOUSE = envs.StrBuild(), envs.HouseBuild()
@@ -56,7 +57,7 @@ def str_team(item):
 
 
 def str_lone(item, agent, cap):
-    """The best one builder of two can do: all cells its cap allows, its blocks as a checkerboard."""
+    """The best one builder of two can do: all cells its cap allows, as a checkerboard."""
     own = item["blocks"][agent]
     cells = {(x, y): own[(x + y) % 2] for x, y in str_cells(item)[:cap]}
     if len(set(cells.values())) == 1:  # a diagonal: no cells touch
@@ -84,7 +85,7 @@ def house_team(item):
     left, right = (
         {c: b for c, b in cells.items() if (c[0] < half) == side} for side in (True, False)
     )
-    return ["/kill\n" + house_text(envs.house_boxes(left)), house_text(envs.house_boxes(right))]
+    return ["/kill\n" + house_text(voxels.boxes(left)), house_text(voxels.boxes(right))]
 
 
 def house_lone(item, limits):
@@ -173,7 +174,7 @@ def test_one_agent_has_the_whole_cap_and_both_palettes_and_limits():
         assert "obsidian" in STR1.observe(item)[0] and "stone" in STR1.observe(item)[0]
     for item in HOUSE1.eval[:20]:
         assert (
-            HOUSE1.score(item, ["/kill\n" + house_text(envs.house_boxes(house_cells(item)))])[0]
+            HOUSE1.score(item, ["/kill\n" + house_text(voxels.boxes(house_cells(item)))])[0]
             == 1.0
         )
     assert STR1.cap({"max_commands": 7}, 0) == 7 and STR1.max_new_tokens == 2 * STR.max_new_tokens

@@ -1,4 +1,4 @@
-"""The writing tasks: golden and hand-worked rewards, hostile texts, rows, observations, rendering."""
+"""The writing tasks: golden and hand-worked rewards, hostile texts, rows, observations."""
 
 import json
 import math

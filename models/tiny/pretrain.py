@@ -30,6 +30,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 import envs  # noqa: E402
+import voxels  # noqa: E402
 
 END, PAD, ROLES = "<|end|>", "<|pad|>", ["<|system|>", "<|user|>", "<|assistant|>"]
 TEMPLATE = (
@@ -236,7 +237,7 @@ def write_housebuild(rng, item, agent, memory):
     lines = ["/kill"] if rng.random() < (0.3 if spiders else 0.05) else []
     count = Counter(labels.values())
     left = {b: (n + 1) // 2 + n // 4 if item["limited_resource"] else n * n for b, n in count.items()}
-    for a, b, block in envs.house_boxes(envs.house_halves(labels, w)[side == "right"]):
+    for a, b, block in voxels.boxes(voxels.halves(labels, w)[side == "right"]):
         a, b, deck = [*a], [*b], b[1] == 0 or a[1] == h - 1
         if {"all": False, "walls": deck, "decks": not deck}[fill]:
             continue
