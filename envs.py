@@ -570,6 +570,17 @@ class Bounds(NamedTuple):
         return min(1.0, (ratio - self.low) / (self.best - self.low), falling)
 
 
+HINTS = (  # what is wrong with the text that has more, or less, than fits the other
+    ("length_ratio", "is too long", "is too short"),
+    ("unique_ratio", "has too many different words", "has too few different words"),
+)
+
+
+def ratio(one, two):
+    """How many times as large the second collection is as the first; 0 if the first is empty."""
+    return len(two) / len(one) if one else 0.0
+
+
 class Writing(Task):
     """Two texts on one source, in one turn, rewarded level by level for size, length ratio,
     vocabulary and style. A single agent's text is cut at its first blank line; without one, all of
@@ -606,28 +617,25 @@ class Writing(Task):
         texts = self.texts(actions)
         tokens = [len(text.split()) for text in texts]
         words = [set(re.findall(r"\b\w+\b", text.lower())) for text in texts]
-        lengths, distinct = ([len(x) for x in pair] for pair in (texts, words))
-        length_ratio, unique_ratio = (two / one if one else 0.0 for one, two in (lengths, distinct))
+        ratios = {"length_ratio": ratio(*texts), "unique_ratio": ratio(*words)}
         one, two = (own - STOPWORDS for own in words)
         jaccard = len(one & two) / len(one | two) if one or two else 1.0
         styled = (" ".join(texts) if self.joint_style else texts[1]).lower()
         found = [name for name, pattern in TRANSITIONS.items() if pattern.search(styled)]
         style = min(1.0, 0.4 + 0.05 * (len(found) - 1)) if found else 0.0
         fewest, most = self.tokens
-        shares = [
-            1.0 if fewest <= min(tokens) and max(tokens) <= most else -1.0,
-            self.length_bounds.share(length_ratio),
-            self.unique_bounds.share(unique_ratio),
-            0.4 * style + 0.6 * min(jaccard / self.jaccard, 1.0),
-        ]
+        shares = [1.0 if fewest <= min(tokens) and max(tokens) <= most else -1.0]
+        shares += [self.bounds[name].share(value) for name, value in ratios.items()]
+        shares.append(0.4 * style + 0.6 * min(jaccard / self.jaccard, 1.0))
         reached = itertools.takewhile(lambda share: share >= 0, shares)
         levels = [*reached, 0.0, 0.0, 0.0, 0.0][:4]
         reward = sum(weight * level for weight, level in zip(self.weights, levels))
         info = {"score": 100 * reward / self.max_reward, "success": float(reward >= self.success)}
+        lengths = list(map(len, texts))
         for name, values in (("level", levels), ("tokens", tokens), ("length", lengths)):
             info |= {f"{name}_{i}": float(value) for i, value in enumerate(values, 1)}
-        info |= {"length_ratio": length_ratio, "unique_ratio": unique_ratio, "jaccard": jaccard}
-        return reward, info | {"transitions": float(len(found)), "found": found}
+        info |= ratios | {"jaccard": jaccard, "transitions": float(len(found))}
+        return reward, info | {"found": found}
 
     def feedback(self, item, actions, info, turn):
         levels = ", ".join(f"level {i} {info[f'level_{i}']:.0%}" for i in (1, 2, 3, 4))
@@ -642,18 +650,10 @@ class Writing(Task):
         if not info["level_1"]:
             fewest, most = self.tokens
             return f"has {info[f'tokens_{i}']:.0f} words; each text needs {fewest} to {most}"
-        for name, bounds, more, less in (
-            ("length_ratio", self.length_bounds, "is too long", "is too short"),
-            (
-                "unique_ratio",
-                self.unique_bounds,
-                "has too many different words",
-                "has too few different words",
-            ),
-        ):
-            below = info[name] < bounds.best
-            if below or info[name] > bounds.last:
-                return f"{more if below == (i == 1) else less} next to the other"
+        for name, larger, smaller in HINTS:
+            below = info[name] < self.bounds[name].best
+            if below or info[name] > self.bounds[name].last:
+                return f"{larger if below == (i == 1) else smaller} next to the other"
         return "fits the other; use more kinds of transition words and more words of the source"
 
     def render(self, item, actions):
@@ -674,8 +674,10 @@ class Tldr(Writing):
 
     name, fields, also = "tldr", ("prompt",), ("post", "content")
     tokens, jaccard = (8, 256), 0.03
-    length_bounds = Bounds(1.1, 1.6, 3.2, 5.0)
-    unique_bounds = Bounds(1.3, 2.0, math.inf, math.inf)
+    bounds = {
+        "length_ratio": Bounds(1.1, 1.6, 3.2, 5.0),
+        "unique_ratio": Bounds(1.3, 2.0, math.inf, math.inf),
+    }
     prompts = (
         "Summarize this post concisely, in one or two sentences of at least 8 words. A teammate"
         " writes a longer version.",
@@ -693,8 +695,10 @@ class Arxiv(Writing):
     name, fields, also = "arxiv", ("abstract",), ("abstract_text",)
     max_new_tokens = 384
     tokens, jaccard, joint_style = (128, 256), 0.23, True
-    length_bounds = Bounds(0.8, 1.3, 1.6, 2.0)
-    unique_bounds = Bounds(0.5, 0.7, 1.3, 1.7)
+    bounds = {
+        "length_ratio": Bounds(0.8, 1.3, 1.6, 2.0),
+        "unique_ratio": Bounds(0.5, 0.7, 1.3, 1.7),
+    }
     prompts = (
         "Introduce the background and motivation of this paper in 128 to 256 words, with transition"
         " words. A teammate writes a longer part on method and implications.",
@@ -1402,13 +1406,10 @@ class Game(Task):
         lines = [[(y, z) for y in range(height)] for z in range(depth)]
         if depth == 1:
             lines = [[(y, 0)] for y in reversed(range(height))]
-        shown = [
-            "  ".join(f"{view(plan.design, *at)}|{view(grid, *at)}" for at in line)
-            for line in lines
-        ]
-        return "\n".join(
-            [*shown, ", ".join(f"{char} {block}" for block, char in plan.chars.items())]
-        )
+        pairs = [[(view(plan.design, *at), view(grid, *at)) for at in line] for line in lines]
+        shown = ["  ".join(map("|".join, line)) for line in pairs]
+        shown.append(", ".join(f"{char} {block}" for block, char in plan.chars.items()))
+        return "\n".join(shown)
 
 
 def str_texture(block):
@@ -1436,6 +1437,7 @@ class StrBuild(Game):
     A lone builder has the palettes of a team of two."""
 
     name, verbs = "strbuild", ("setblock",)
+    cover, extra, hidden = 2.0, 1.5, 0.25  # weights: target cells, others, palettes not shown
     fields = ("rows", "blocks", "max_commands")
     agents = (1, 2, 3, 4)
     options = Task.options | {"feedback": ("position", "score", "perfect")}
@@ -1484,15 +1486,16 @@ class StrBuild(Game):
         own = ", ".join(block for block in plan.allowed[agent] if block != "air")
         return (
             f"Reply with at most {cap} lines `/setblock x y 0 block`. Your blocks: {own}.\n"
-            "Reward: 2 x share of target cells filled - 1.5 x share of other cells filled"
+            f"Reward: {self.cover:g} x share of target cells filled"
+            f" - {self.extra:g} x share of other cells filled"
             " - share of touching pairs of one texture (wood, stone, concrete, else the block)"
-            " - 0.25 for each builder not showing all its blocks.\n"
+            f" - {self.hidden:g} for each builder not showing all its blocks.\n"
             f"x 0-{width - 1}, y 0-{height - 1} (up). Target cells as x y:\n"
         ) + self.spell(dict.fromkeys(plan.design, ""))
 
     def score(self, item, actions):
-        """2 cover - 1.5 extra - adj - 0.25 for each palette that is not shown in full: 2 for a
-        perfect build."""
+        """2 coverage - 1.5 extra - adjacency - 0.25 for each palette that is not shown in full: 2
+        for a perfect build."""
         grid, _, counts = self.build(item, actions)
         plan, palettes = self.plan(item), self.palettes(item)
         hit = len(grid.keys() & plan.design)
@@ -1503,10 +1506,12 @@ class StrBuild(Game):
         alike = [textures[a] == textures[b] for a, b in pairs if b in textures]
         adjacency = sum(alike) / max(1, len(alike))
         shown = sum(set(ids) <= set(grid.values()) for ids in palettes)
-        reward = 2 * coverage - 1.5 * extra - adjacency - 0.25 * (len(palettes) - shown)
+        reward = self.cover * coverage - self.extra * extra - adjacency
+        reward -= self.hidden * (len(palettes) - shown)
         info = {"iou": hit / max(1, len(grid | plan.design)), "coverage": coverage}
         info |= {"adjacency": adjacency, "extra": extra, "palette": shown / len(palettes)}
-        info |= {"score": 50 * reward, "success": float(reward >= self.success)}
+        info |= {"score": 100 * reward / self.max_reward}
+        info |= {"success": float(reward >= self.success)}
         return reward, info | {"grid": grid, "counts": counts}
 
     def needs(self, item, grid):
@@ -1520,10 +1525,8 @@ class StrBuild(Game):
             near = {str_texture(want[cell]) for cell in cells if cell in want}
             if (x, y, z) not in want or str_texture(want[x, y, z]) in near:
                 used = Counter(want.values())
-                best = min(
-                    blocks, key=lambda block: (str_texture(block) in near, used[block], block)
-                )
-                needs[x, y, z] = want[x, y, z] = best
+                ranks = [(str_texture(block) in near, used[block], block) for block in blocks]
+                needs[x, y, z] = want[x, y, z] = min(ranks)[-1]
         return needs
 
 
@@ -1543,6 +1546,7 @@ class HouseBuild(Game):
     A lone builder has both builders' limits."""
 
     name, verbs, agents = "housebuild", ("fill", "kill"), (1, 2)
+    harm = 0.1  # what spiders take that could kill the player
     options = Task.options | {"feedback": ("score", "position", "perfect")}
     reward_shift, max_reward, success = -1.0, 1.0, 1.0
 
@@ -1568,7 +1572,7 @@ class HouseBuild(Game):
             parts = 2 if self.num_agents == 1 else 1
             count = Counter(design.values())
             allowed |= {b: parts * ((count[b] + 1) // 2 + count[b] // 4) for b in chars}
-        harm = 0.1 * min(1.0, damage / hp) if hp > 0 else 0.0
+        harm = self.harm * min(1.0, damage / hp) if hp > 0 else 0.0
         size = len(layers[0][0]), len(layers), len(layers[0])
         return GamePlan(size, design, [allowed] * self.num_agents, chars, harm)
 
@@ -1602,7 +1606,7 @@ class HouseBuild(Game):
         hurt = 0.0 if kills else plan.harm
         reward = match - hurt
         info = {"match": match, "iou": hit / max(1, union)}
-        info |= {"hp": 1 - 10 * hurt, "kill": float(kills > 0)}
+        info |= {"hp": 1 - hurt / self.harm, "kill": float(kills > 0)}
         info |= {"score": 100 * reward, "success": float(reward >= self.success)}
         return reward, info | {"grid": grid, "counts": counts}
 

@@ -6,10 +6,12 @@ import csv
 import gzip
 import json
 import random
+import re
 import sys
 import types
 
 import pytest
+from conftest import ROOT
 
 import envs
 
@@ -460,3 +462,26 @@ def test_sparse_rewards(lengths):
     sparse = envs.score_batch(envs.make("lengths:sparse=75"), items, actions)
     assert [reward for reward, _ in sparse] == [0.0, 1.0, 1.0, 0.0]
     assert [info["score"] for _, info in sparse] == [50.0, 75.0, 100.0, 0.0]
+
+
+# ---------------------------------------------------------------- docs
+def test_rows_of_the_docs():
+    sections = re.split(r"^## ", (ROOT / "docs" / "tasks.md").read_text(), flags=re.MULTILINE)
+    tried = []
+    for section in sections:
+        names = re.findall(r"`(\w+)`", section.splitlines()[0])
+        rows = re.findall(r"^```json\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+        for row in map(json.loads, "".join(rows).splitlines()):
+            name = next(name for name in names if name != "tldr" or "prompt" in row)
+            task = envs.make(name)
+            item = task.parse(row)
+            task.score(item, task.observe(item))
+            tried.append(name)
+    assert tried == ["tldr", "arxiv", "coding", "strbuild", "housebuild", "housebuild"]
+    fields = set().union(*(task.train[0] for task in map(envs.make, envs.TASKS))) - {"place"}
+    docs = "".join(sections)
+    assert all(f"| `{field}`" in docs for field in fields)
+    table = re.findall(r"^\| `(\w+)` \|.* (\d+) \+ (\d+) \|$", docs, re.MULTILINE)
+    tasks = [envs.make(name) for name in envs.TASKS]
+    counts = [(task.name, str(len(task.train)), str(len(task.eval))) for task in tasks]
+    assert table == counts

@@ -174,8 +174,7 @@ def test_one_agent_has_the_whole_cap_and_both_palettes_and_limits():
         assert "obsidian" in STR1.observe(item)[0] and "stone" in STR1.observe(item)[0]
     for item in HOUSE1.eval[:20]:
         assert (
-            HOUSE1.score(item, ["/kill\n" + house_text(voxels.boxes(house_cells(item)))])[0]
-            == 1.0
+            HOUSE1.score(item, ["/kill\n" + house_text(voxels.boxes(house_cells(item)))])[0] == 1.0
         )
     assert STR1.cap({"max_commands": 7}, 0) == 7 and STR1.max_new_tokens == 2 * STR.max_new_tokens
     assert [STR.cap({"max_commands": 7}, i) for i in (0, 1)] == [4, 3]
