@@ -465,7 +465,8 @@ class Task:
         elif not held_out and len(train) < 5:
             held_out = train
         elif not held_out:
-            train, held_out = [x for k, x in enumerate(train) if k % 5 != 4], train[4::5]
+            held_out = train[4::5]
+            train = [item for k, item in enumerate(train) if k % 5 != 4]
         if not train:
             raise UserError(f"--dataset {dataset}: every row is held out")
         self.train, self.eval = train, held_out
@@ -566,8 +567,10 @@ class Bounds(NamedTuple):
 
     def share(self, ratio):
         """1 where the ratio is best, falling to 0 at the limits, negative beyond."""
-        falling = (self.high - ratio) / (self.high - self.last) if ratio > self.last else 1.0
-        return min(1.0, (ratio - self.low) / (self.best - self.low), falling)
+        rising = (ratio - self.low) / (self.best - self.low)
+        if ratio <= self.last:
+            return min(1.0, rising)
+        return min(1.0, rising, (self.high - ratio) / (self.high - self.last))
 
 
 HINTS = (  # what is wrong with the text that has more, or less, than fits the other
@@ -1401,13 +1404,16 @@ class Game(Task):
         width, height, depth = plan.size
 
         def view(blocks, y, z):
-            return "".join(plan.chars.get(blocks.get((x, y, z)), ".") for x in range(width))
+            row = [blocks.get((x, y, z)) for x in range(width)]
+            return "".join(plan.chars.get(block, ".") for block in row)
 
         lines = [[(y, z) for y in range(height)] for z in range(depth)]
         if depth == 1:
             lines = [[(y, 0)] for y in reversed(range(height))]
-        pairs = [[(view(plan.design, *at), view(grid, *at)) for at in line] for line in lines]
-        shown = ["  ".join(map("|".join, line)) for line in pairs]
+        shown = []
+        for line in lines:
+            views = [f"{view(plan.design, y, z)}|{view(grid, y, z)}" for y, z in line]
+            shown.append("  ".join(views))
         shown.append(", ".join(f"{char} {block}" for block, char in plan.chars.items()))
         return "\n".join(shown)
 
@@ -1424,6 +1430,12 @@ def str_texture(block):
 def str_order(cell):
     """Sorts cells of a wall as one reads them: from the top, then from the left."""
     return -cell[1], cell[0]
+
+
+def str_neighbours(cell):
+    """The four cells of a wall that share a side with this one."""
+    x, y, z = cell
+    return [(x - 1, y, z), (x + 1, y, z), (x, y - 1, z), (x, y + 1, z)]
 
 
 class StrBuild(Game):
@@ -1500,10 +1512,11 @@ class StrBuild(Game):
         plan, palettes = self.plan(item), self.palettes(item)
         hit = len(grid.keys() & plan.design)
         coverage = hit / max(1, len(plan.design))
-        extra = (len(grid) - hit) / max(1, math.prod(plan.size) - len(plan.design))
+        background = math.prod(plan.size) - len(plan.design)
+        extra = (len(grid) - hit) / max(1, background)
         textures = {cell: str_texture(block) for cell, block in grid.items()}
-        pairs = [(cell, (cell[0] + dx, cell[1] + 1 - dx, 0)) for cell in grid for dx in (0, 1)]
-        alike = [textures[a] == textures[b] for a, b in pairs if b in textures]
+        pairs = [(cell, near) for cell in grid for near in str_neighbours(cell) if near in grid]
+        alike = [textures[cell] == textures[near] for cell, near in pairs]  # each pair twice
         adjacency = sum(alike) / max(1, len(alike))
         shown = sum(set(ids) <= set(grid.values()) for ids in palettes)
         reward = self.cover * coverage - self.extra * extra - adjacency
@@ -1520,13 +1533,12 @@ class StrBuild(Game):
         blocks = {block for ids in self.palettes(item) for block in ids}
         needs = dict.fromkeys(grid.keys() - target, "air")
         want = {cell: grid[cell] for cell in target if cell in grid}
-        for x, y, z in sorted(target, key=str_order):
-            cells = ((x - 1, y, z), (x + 1, y, z), (x, y - 1, z), (x, y + 1, z))
-            near = {str_texture(want[cell]) for cell in cells if cell in want}
-            if (x, y, z) not in want or str_texture(want[x, y, z]) in near:
+        for cell in sorted(target, key=str_order):
+            near = {str_texture(want[c]) for c in str_neighbours(cell) if c in want}
+            if cell not in want or str_texture(want[cell]) in near:
                 used = Counter(want.values())
                 ranks = [(str_texture(block) in near, used[block], block) for block in blocks]
-                needs[x, y, z] = want[x, y, z] = min(ranks)[-1]
+                needs[cell] = want[cell] = min(ranks)[-1]
         return needs
 
 
@@ -1553,7 +1565,8 @@ class HouseBuild(Game):
     def parse(self, row):
         item = house_design(row)
         usual = {"player_hp": 5, "spider_damage": 0, "limited_resource": True, "max_commands": 600}
-        item |= {field: row.get(field, default) for field, default in usual.items()}
+        given = {field: row[field] for field in usual if row.get(field) is not None}
+        item |= usual | given
         need_number(item, "player_hp")
         need_number(item, "spider_damage")
         need_number(item, "max_commands", count=True)
@@ -1646,13 +1659,13 @@ def score_batch(task, items, actions):
     keys = [(id(item), str(action)) for item, action in zip(items, actions)]
     work = dict(zip(keys, zip(items, actions)))
     with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
-        found = (pool.map if task.parallel else map)(lambda pair: task.score(*pair), work.values())
-        scores = dict(zip(work, found))
+        each = pool.map if task.parallel else map
+        scores = dict(zip(work, each(lambda pair: task.score(*pair), work.values())))
     results = [scores[key] for key in keys]
     least = task.settings.get("sparse", 0.0)
     if least:
-        reached = [info["score"] > least - 1e-9 for _, info in results]
-        results = [(task.max_reward * ok, info) for ok, (_, info) in zip(reached, results)]
+        infos = [info for _, info in results]
+        results = [(task.max_reward * (info["score"] > least - 1e-9), info) for info in infos]
     return results
 
 

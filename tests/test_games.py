@@ -527,6 +527,8 @@ def test_public_house_format():
         600,
     )
     assert HOUSE.score(item, ["/fill 0 0 0 1 0 0 stone", "/fill 0 1 0 0 1 0 stone"])[0] == 1.0
+    nulls = dict.fromkeys(("player_hp", "spider_damage", "limited_resource", "max_commands"))
+    assert HOUSE.parse(PUBLIC | nulls) == item
     spec = {"layers": [{"y": 1, "rows": ["C."]}, {"y": 0, "rows": ["CC"]}]}
     assert HOUSE.parse(PUBLIC | {"target_spec": spec})["layers"] == [["CC"], ["C."]]
     assert HOUSE.parse(PUBLIC | {"max_commands": 8})["max_commands"] == 8
