@@ -52,12 +52,11 @@ from data.rows import (
     check_row,
     get_field,
     house_design,
-    is_block,
     missing,
-    need,
-    need_number,
     optional,
     read_rows,
+    source_text,
+    word_design,
 )
 
 
@@ -596,11 +595,7 @@ class Writing(Task):
     joint_style = False  # transitions count in both texts, or in text 2 alone
 
     def parse(self, row):
-        field = self.fields[0]
-        text = get_field(row, field, *self.also)
-        ok = isinstance(text, str) and text.strip()
-        need(ok, field, f"must be a string that is not blank, not {text!a:.40}")
-        return {field: text}
+        return {self.fields[0]: source_text(row, *self.fields, *self.also)}
 
     def observe(self, item):
         prompts = self.prompts[:2] if self.num_agents == 2 else self.prompts[2:]
@@ -711,14 +706,6 @@ class Arxiv(Writing):
         " motivation, then method and implications, each 128 to 256 words, the second longer, with"
         " transition words.",
     )
-
-    def parse(self, row):
-        text = get_field(row, *self.fields, *self.also)
-        if isinstance(text, list) and all(isinstance(sentence, str) for sentence in text):
-            text = " ".join(text)
-        if isinstance(text, str) and re.search("</?S>", text):
-            text = " ".join(re.sub("</?S>", " ", text).split())
-        return super().parse({"abstract": text})
 
 
 # ======================================== coding ========================================
@@ -1401,41 +1388,9 @@ class Game(Task):
         """Target|result, a character for each block: a wall from the front, else layers from y = 0
         with z downwards."""
         plan, grid = self.plan(item), self.build(item, actions)[0]
-        width, height, depth = plan.size
-
-        def view(blocks, y, z):
-            row = [blocks.get((x, y, z)) for x in range(width)]
-            return "".join(plan.chars.get(block, ".") for block in row)
-
-        lines = [[(y, z) for y in range(height)] for z in range(depth)]
-        if depth == 1:
-            lines = [[(y, 0)] for y in reversed(range(height))]
-        shown = []
-        for line in lines:
-            views = [f"{view(plan.design, y, z)}|{view(grid, y, z)}" for y, z in line]
-            shown.append("  ".join(views))
-        shown.append(", ".join(f"{char} {block}" for block, char in plan.chars.items()))
-        return "\n".join(shown)
-
-
-def str_texture(block):
-    """What looks alike: strbuild's adjacency term compares textures, not ids."""
-    if block.endswith(("planks", "wood")):
-        return "wood"
-    if block == "cobblestone" or f"_{block}".endswith(("_stone", "_stone_bricks")):
-        return "stone"
-    return "concrete" if block.endswith("_concrete") else block
-
-
-def str_order(cell):
-    """Sorts cells of a wall as one reads them: from the top, then from the left."""
-    return -cell[1], cell[0]
-
-
-def str_neighbours(cell):
-    """The four cells of a wall that share a side with this one."""
-    x, y, z = cell
-    return [(x - 1, y, z), (x + 1, y, z), (x, y - 1, z), (x, y + 1, z)]
+        lines = voxels.drawing([plan.design, grid], plan.chars, plan.size)
+        names = [f"{char} {block}" for block, char in plan.chars.items()]
+        return "\n".join([*lines, ", ".join(names)])
 
 
 class StrBuild(Game):
@@ -1450,23 +1405,12 @@ class StrBuild(Game):
 
     name, verbs = "strbuild", ("setblock",)
     cover, extra, hidden = 2.0, 1.5, 0.25  # weights: target cells, others, palettes not shown
-    fields = ("rows", "blocks", "max_commands")
     agents = (1, 2, 3, 4)
     options = Task.options | {"feedback": ("position", "score", "perfect")}
     reward_shift, max_reward, success = -2.0, 2.0, 2.0
 
     def parse(self, row):
-        item = super().parse(row)
-        rows, palettes = item["rows"], item["blocks"]
-        ok = isinstance(rows, list) and all(isinstance(r, str) and not r.strip("#.") for r in rows)
-        ok = ok and "#" in "".join(rows) and len(set(map(len, rows))) == 1
-        need(ok, "rows", "must be strings of # and ., of one length, with a #")
-        ok = isinstance(palettes, list) and len(palettes) >= max(2, self.num_agents)
-        ok = ok and all(isinstance(ids, list) and ids for ids in palettes)
-        ok = ok and all(is_block(block) for ids in palettes for block in ids)
-        need(ok, "blocks", f"must be {max(2, self.num_agents)} lists of block ids, or more")
-        need_number(item, "max_commands", count=True)
-        return item | {"blocks": palettes[: max(2, self.num_agents)]}
+        return word_design(row, builders=max(2, self.num_agents))
 
     def palettes(self, item):
         """[builder] -> ids of its blocks; a lone builder's are in several lists."""
@@ -1488,7 +1432,7 @@ class StrBuild(Game):
 
     def spell(self, labels):
         lists = {label: [] for label in sorted(set(labels.values()))}
-        for x, y, z in sorted(labels, key=str_order):
+        for x, y, z in sorted(labels, key=voxels.reading_order):
             lists[labels[x, y, z]].append(f"{x} {y}")
         return "; ".join(f"{label} {', '.join(cells)}".lstrip() for label, cells in lists.items())
 
@@ -1514,8 +1458,8 @@ class StrBuild(Game):
         coverage = hit / max(1, len(plan.design))
         background = math.prod(plan.size) - len(plan.design)
         extra = (len(grid) - hit) / max(1, background)
-        textures = {cell: str_texture(block) for cell, block in grid.items()}
-        pairs = [(cell, near) for cell in grid for near in str_neighbours(cell) if near in grid]
+        textures = {cell: voxels.texture(block) for cell, block in grid.items()}
+        pairs = [(cell, near) for cell in grid for near in voxels.neighbours(cell) if near in grid]
         alike = [textures[cell] == textures[near] for cell, near in pairs]  # each pair twice
         adjacency = sum(alike) / max(1, len(alike))
         shown = sum(set(ids) <= set(grid.values()) for ids in palettes)
@@ -1533,11 +1477,11 @@ class StrBuild(Game):
         blocks = {block for ids in self.palettes(item) for block in ids}
         needs = dict.fromkeys(grid.keys() - target, "air")
         want = {cell: grid[cell] for cell in target if cell in grid}
-        for cell in sorted(target, key=str_order):
-            near = {str_texture(want[c]) for c in str_neighbours(cell) if c in want}
-            if cell not in want or str_texture(want[cell]) in near:
+        for cell in sorted(target, key=voxels.reading_order):
+            near = {voxels.texture(want[c]) for c in voxels.neighbours(cell) if c in want}
+            if cell not in want or voxels.texture(want[cell]) in near:
                 used = Counter(want.values())
-                ranks = [(str_texture(block) in near, used[block], block) for block in blocks]
+                ranks = [(voxels.texture(block) in near, used[block], block) for block in blocks]
                 needs[cell] = want[cell] = min(ranks)[-1]
         return needs
 
@@ -1563,16 +1507,7 @@ class HouseBuild(Game):
     reward_shift, max_reward, success = -1.0, 1.0, 1.0
 
     def parse(self, row):
-        item = house_design(row)
-        usual = {"player_hp": 5, "spider_damage": 0, "limited_resource": True, "max_commands": 600}
-        given = {field: row[field] for field in usual if row.get(field) is not None}
-        item |= usual | given
-        need_number(item, "player_hp")
-        need_number(item, "spider_damage")
-        need_number(item, "max_commands", count=True)
-        ok = type(item["limited_resource"]) is bool
-        need(ok, "limited_resource", "must be true or false")
-        return item
+        return house_design(row)
 
     def plan(self, item):
         layers, damage, hp = item["layers"], item["spider_damage"], item["player_hp"]

@@ -99,3 +99,42 @@ def halves(labels, width):
     left = {cell: label for cell, label in labels.items() if cell[0] < middle}
     right = {cell: label for cell, label in labels.items() if cell[0] >= middle}
     return [left, right]
+
+
+def neighbours(cell):
+    """The four cells of a wall that share a side with this one."""
+    x, y, z = cell
+    return [(x - 1, y, z), (x + 1, y, z), (x, y - 1, z), (x, y + 1, z)]
+
+
+def reading_order(cell):
+    """Sorts the cells of a wall as one reads: from the top, then from the left."""
+    return -cell[1], cell[0]
+
+
+def texture(block):
+    """What looks alike: strbuild's adjacency compares textures, not ids."""
+    if block.endswith(("planks", "wood")):
+        return "wood"
+    if block == "cobblestone" or f"_{block}".endswith(("_stone", "_stone_bricks")):
+        return "stone"
+    return "concrete" if block.endswith("_concrete") else block
+
+
+def drawing(grids, chars, size):
+    """Lines of text that show grids beside each other, a character for each block: a wall from the
+    front, else layers from y = 0 with z downwards."""
+    width, height, depth = size
+    lines = [[(y, z) for y in range(height)] for z in range(depth)]
+    if depth == 1:
+        lines = [[(y, 0)] for y in reversed(range(height))]
+
+    def row(grid, y, z):
+        blocks = [grid.get((x, y, z)) for x in range(width)]
+        return "".join(chars.get(block, ".") for block in blocks)
+
+    drawn = []
+    for line in lines:
+        views = ["|".join(row(grid, y, z) for grid in grids) for y, z in line]
+        drawn.append("  ".join(views))
+    return drawn

@@ -69,20 +69,55 @@ def need_number(row, field, count=False):
     need(ok, field, "must be a number, at least 0")
 
 
-# ---------------------------------------- a design of blocks
+# ---------------------------------------- one row of a task
+def source_text(row, *names):
+    """The text in the first of these fields that a row has. A list of sentences is joined, and its
+    tags, <S> and </S>, are dropped."""
+    text = get_field(row, *names)
+    if isinstance(text, list) and all(isinstance(sentence, str) for sentence in text):
+        text = " ".join(text)
+    ok = isinstance(text, str) and text.strip()
+    need(ok, names[0], f"must be a string that is not blank, not {text!a:.40}")
+    if "<S>" in text:
+        text = " ".join(text.replace("<S>", " ").replace("</S>", " ").split())
+    return text
+
+
+def word_design(row, builders):
+    """{"rows", "blocks", "max_commands"} of a row of strbuild, with a palette for each builder."""
+    item = {field: get_field(row, field) for field in ("rows", "blocks", "max_commands")}
+    rows, palettes = item["rows"], item["blocks"]
+    ok = isinstance(rows, list)
+    ok = ok and all(isinstance(line, str) and not line.strip("#.") for line in rows)
+    ok = ok and "#" in "".join(rows) and len(set(map(len, rows))) == 1
+    need(ok, "rows", "must be strings of # and ., of one length, with a #")
+    ok = isinstance(palettes, list) and len(palettes) >= builders
+    ok = ok and all(isinstance(ids, list) and ids for ids in palettes)
+    ok = ok and all(is_block(block) for ids in palettes for block in ids)
+    need(ok, "blocks", f"must be {builders} lists of block ids, or more")
+    need_number(item, "max_commands", count=True)
+    return item | {"blocks": palettes[:builders]}
+
+
 def is_block(block):
     """Whether a value can be the id of a block: a word."""
     return isinstance(block, str) and block.split() == [block]
 
 
 def house_design(row):
-    """{"legend": {letter: block}, "layers": layers[y][z][x]} of a row in our or the published form
-    (docs/tasks.md). A legend has . and blank, as air, where the layers do."""
+    """All fields of a row of housebuild, in our form (see HouseBuild). The legend has . and blank,
+    as air, if the layers do."""
     layers, legend = house_layers(row), house_legend(row)
     letters = set("".join(line for layer in layers for line in layer))
     need(letters <= set(legend), "layers", "has a letter that is not in the legend (or inventory)")
     legend = {k: block for k, block in legend.items() if k not in " ." or k in letters}
-    return {"legend": legend, "layers": layers}
+    item = {"player_hp": 5, "spider_damage": 0, "limited_resource": True, "max_commands": 600}
+    item |= {field: row[field] for field in item if row.get(field) is not None}
+    need_number(item, "player_hp")
+    need_number(item, "spider_damage")
+    need_number(item, "max_commands", count=True)
+    need(type(item["limited_resource"]) is bool, "limited_resource", "must be true or false")
+    return {"legend": legend, "layers": layers} | item
 
 
 def house_legend(row):
