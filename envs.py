@@ -420,6 +420,7 @@ def transcript(task, item, texts, rewards):
 
 # ======================================== task ========================================
 DATA = Path(__file__).resolve().parent / "data"  # NAME.jsonl: the embedded items of a task
+EVERY = 5  # which row is held out where no row is marked
 
 
 class Task:
@@ -461,11 +462,12 @@ class Task:
         train, held_out = self.items() if dataset is None else self.load(dataset)
         if eval_dataset is not None:
             held_out = list(itertools.chain(*self.load(eval_dataset)))
-        elif not held_out and len(train) < 5:
+        elif not held_out and len(train) < EVERY:
             held_out = train
         elif not held_out:
-            held_out = train[4::5]
-            train = [item for k, item in enumerate(train) if k % 5 != 4]
+            last = EVERY - 1
+            held_out = train[last::EVERY]
+            train = [item for k, item in enumerate(train) if k % EVERY != last]
         if not train:
             raise UserError(f"--dataset {dataset}: every row is held out")
         self.train, self.eval = train, held_out
@@ -496,8 +498,8 @@ class Task:
                 item = self.parse(row)
             except KeyError as error:
                 raise UserError(f"{place}: {missing(row, *error.args)}") from None
-            except UserError as error:
-                raise UserError(f"{place}: {error}") from None
+            except ValueError as error:
+                raise UserError(f"{place}: {' '.join(str(error).split())}") from None
             item["place"] = place
             (held_out if row.get("held_out") else items).append(item)
         if not items and not held_out:
@@ -509,7 +511,9 @@ class Task:
         return read_rows(str(dataset))
 
     def parse(self, row):
-        """Item of one dataset row; UserError says which field is wrong and how."""
+        """Item of one dataset row; ValueError says which field is wrong and how."""
+        if not self.fields:
+            raise UserError(f"task {self.name} takes no data set, only its own items")
         return {field: get_field(row, field) for field in self.fields}
 
     def observe(self, item):
@@ -592,6 +596,8 @@ class Writing(Task):
     max_reward = success = 3.0
     weights = (0.5, 1.0, 0.5, 1.0)  # best reward of levels 1 to 4
     also = ()  # other names, in published data, of the row's field
+    style, overlap = 0.4, 0.6  # weights in level 4
+    kind, more_kinds = 0.4, 0.05  # style of one kind of transitions, and for each more
     joint_style = False  # transitions count in both texts, or in text 2 alone
 
     def parse(self, row):
@@ -620,11 +626,12 @@ class Writing(Task):
         jaccard = len(one & two) / len(one | two) if one or two else 1.0
         styled = (" ".join(texts) if self.joint_style else texts[1]).lower()
         found = [name for name, pattern in TRANSITIONS.items() if pattern.search(styled)]
-        style = min(1.0, 0.4 + 0.05 * (len(found) - 1)) if found else 0.0
+        style = min(1.0, self.kind + self.more_kinds * (len(found) - 1)) if found else 0.0
         fewest, most = self.tokens
         shares = [1.0 if fewest <= min(tokens) and max(tokens) <= most else -1.0]
         shares += [self.bounds[name].share(value) for name, value in ratios.items()]
-        shares.append(0.4 * style + 0.6 * min(jaccard / self.jaccard, 1.0))
+        overlap = min(jaccard / self.jaccard, 1.0)
+        shares.append(self.style * style + self.overlap * overlap)
         reached = itertools.takewhile(lambda share: share >= 0, shares)
         levels = [*reached, 0.0, 0.0, 0.0, 0.0][:4]
         reward = sum(weight * level for weight, level in zip(self.weights, levels))

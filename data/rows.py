@@ -175,7 +175,7 @@ def numbered_rows(dataset):
     """[(line or number, row)] of a file or a Hub data set; any exception for what is neither."""
     name, part = dataset, ""
     if ":" in dataset and not Path(dataset).exists():
-        name, _, part = dataset.rpartition(":")
+        name, _, part = dataset.partition(":")
     kind = Path(name.removesuffix(".gz")).suffix
     if kind not in (".jsonl", ".json", ".csv", ".parquet") and not Path(name).exists():
         return hub_rows(name, part)

@@ -263,6 +263,7 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
 
 def test_hub_splits(monkeypatch):
     splits = {"validation": ROWS[:2], "train": ROWS[:7], "test": ROWS[7:]}
+    splits["train[:3]"] = ROWS[:3]
 
     def load_dataset(name, split=None):
         assert name == "some/set"
@@ -275,6 +276,7 @@ def test_hub_splits(monkeypatch):
     assert texts(task.train) == TEXTS[7:] and task.train[0]["place"] == "some/set:test:1"
     task = load("tldr", "some/set:train", eval_dataset="some/set:test")
     assert texts(task.train) == TEXTS[:7] and texts(task.eval) == TEXTS[7:]
+    assert texts(load("tldr", "some/set:train[:3]").train) == TEXTS[:3]
     refused("tldr", "some/set:dev", "the Hub says: 'dev'")
     del splits["train"]
     assert texts(load("tldr", "some/set").train) == TEXTS[:2]
@@ -441,10 +443,14 @@ def test_a_task_of_ones_own(lengths, num_agents):
     assert envs.make("lengths").settings["private"] is False
 
 
-def test_a_task_of_ones_own_is_checked(lengths, tmp_path):
+def test_a_task_of_ones_own_is_checked(lengths, tmp_path, monkeypatch):
     path = tmp_path / "a.jsonl"
     path.write_text('{"words": 5}\n{"number": 7}\n')
     refused("lengths", path, "a.jsonl:2: field 'words' is missing; the row has ['number']")
+    path.write_text('{"words": "many"}')
+    refused("lengths", path, "a.jsonl:1: invalid literal for int() with base 10: 'many'")
+    monkeypatch.delattr(Lengths, "parse")
+    refused("lengths", path, "a.jsonl:1: task lengths takes no data set")
     for name, said in (("lengths:private=1", "takes no value"), ("lengths:hint=x", "none, exact")):
         with pytest.raises(envs.UserError, match=said):
             envs.make(name)
