@@ -198,22 +198,3 @@ def test_smallest_word_has_a_perfect_team_of_four():
     task = envs.make("strbuild", num_agents=4)
     smallest = min(task.train + task.eval, key=lambda item: "".join(item["rows"]).count("#"))
     assert "".join(smallest["rows"]).count("#") == sum(map(len, smallest["blocks"]))
-
-
-# ---------------------------------------------------------------- metrics (move with summarize)
-def test_summarize_means_at_the_end_and_after_each_turn():
-    histories = [[{"score": 0.0, "note": "x"}, {"score": 50.0, "note": "x"}], [{"score": 100.0}]]
-    got = envs.summarize(histories, 3)
-    turns = {"score/turn_0": 50.0, "score/turn_1": 75.0, "score/turn_2": 75.0}
-    assert got == {"score": 75.0} | turns
-
-
-def test_summarize_estimates_pass_at_k():
-    def episodes(passes):
-        return [[{"score": 50.0 * p, "pass@1": float(p), "result": {}}] for p in passes]
-
-    got = envs.summarize(episodes([1, 0, 0, 0, 0]) + episodes([1, 1, 1, 1, 1]), 1, samples=5)
-    assert got["score"] == 30.0 and got["pass@1"] == pytest.approx(0.6)
-    assert got["pass@2"] == pytest.approx((0.4 + 1) / 2)
-    assert got["pass@4"] == pytest.approx((0.8 + 1) / 2) and got["pass@5"] == 1.0
-    assert "pass@2" not in envs.summarize(episodes([1]), 1)
