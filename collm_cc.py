@@ -49,9 +49,11 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     Cache,
+    DynamicCache,
     DynamicLayer,
     GenerationConfig,
 )
+from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.utils import logging as transformers_logging
 
 from envs import UserError, make, score_batch
@@ -282,10 +284,12 @@ def load_model(auto_class, name: str, args: Args, device: torch.device, frozen: 
     step = "config"
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        windows = lift_windows(config)
         step = "weights"
-        model, loading = auto_class.from_pretrained(
-            base, config=config, dtype=dtype, output_loading_info=True, trust_remote_code=False
-        )
+        options = {"config": config, "dtype": dtype, "output_loading_info": True}
+        if dtype == torch.float64:  # for which torch has no grouped product
+            options["experts_implementation"] = "eager"
+        model, loading = auto_class.from_pretrained(base, trust_remote_code=False, **options)
         step = "tokenizer"
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # safetensors, tokenizers and the Hub have their own classes
@@ -293,8 +297,11 @@ def load_model(auto_class, name: str, args: Args, device: torch.device, frozen: 
     if loading["missing_keys"]:
         some = ", ".join(sorted(loading["missing_keys"])[:3])
         raise UserError(f"--model {name}: its files lack weights of its layers: {some}, ...")
+    model.windows = windows
     remove_dropout(model)
     if args.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise UserError(f"--gradient-checkpointing: --model {name} can not do it")
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if args.lora_rank:
         model = add_lora(model, base, adapter, args.lora_rank, frozen)
@@ -310,7 +317,7 @@ def remove_dropout(model: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
+            if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
 
 
@@ -327,10 +334,15 @@ def add_lora(model: nn.Module, name: str, adapter: Path | None, lora_rank: int, 
         if found != lora_rank:
             raise UserError(f"--lora-rank {lora_rank}: the adapter in {adapter} has rank {found}")
         return model
+    kinds_of_linear = []  # their forward is another one: routers of experts
+    for module, layer in model.named_modules():
+        if isinstance(layer, nn.Linear) and type(layer) is not nn.Linear:
+            kinds_of_linear.append(module)
     config = peft.LoraConfig(
         r=lora_rank,
         lora_alpha=2 * lora_rank,
         target_modules="all-linear",
+        exclude_modules=kinds_of_linear,
         task_type="CAUSAL_LM" if is_agent else "FEATURE_EXTRACTION",
     )
     return peft.get_peft_model(model, config)
@@ -351,12 +363,36 @@ def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: x for name, x in model.state_dict().items() if name not in frozen}
 
 
+def lift_windows(config) -> dict[str, int]:
+    """Set the windows of a model's attention to no limit; gives what they were.
+
+    Histories never reach them (see max_length). But models count the columns of a cache, in which
+    a history leaves holes for the longer texts of others.
+    """
+    config = config.get_text_config()
+    names = ["sliding_window", "attention_chunk_size", "floor_scale"]
+    windows = {name: getattr(config, name) for name in names if getattr(config, name, None)}
+    for name in windows:
+        setattr(config, name, 2**30)
+    return windows
+
+
 def max_length(model: nn.Module) -> float:
     """Tokens that a model reads as a whole: its positions, or the window of its attention."""
     config = model.config.get_text_config()
-    names = ["max_position_embeddings", "sliding_window", "attention_chunk_size", "window_size"]
-    limits = [getattr(config, name, None) for name in names]
-    return min(limit or inf for limit in limits)
+    limits = [getattr(config, "max_position_embeddings", None) or inf, *model.windows.values()]
+    if "longrope" in str(getattr(config, "rope_parameters", None)):
+        limits.append(config.original_max_position_embeddings)  # beyond it all keys turn
+    return min(limits)
+
+
+def recompute(model: nn.Module, on: bool) -> None:
+    """Have layers keep only their inputs for the backward pass, as --gradient-checkpointing asks.
+
+    What else training mode would switch on, e.g. noise in the choice of experts, stays off.
+    """
+    for module in model.modules():
+        module.training = on and getattr(module, "gradient_checkpointing", False)
 
 
 class Chat:
@@ -462,6 +498,8 @@ class Agent(nn.Module):
         self.temperature = for_each_agent(args.temperature, args.num_agents)[i]
         learning_rate = for_each_agent(args.actor_lr, args.num_agents)[i]
         self.model, self.tokenizer = load_model(AutoModelForCausalLM, name, args, device, frozen)
+        check_layers(self.name, self.model)
+        check_causal(self.name, self.model)
         eos = self.model.generation_config.eos_token_id
         eos = eos if isinstance(eos, list) else [eos]
         self.chat = Chat(name, self.tokenizer, {*eos, self.tokenizer.eos_token_id} - {None})
@@ -500,7 +538,11 @@ class Agent(nn.Module):
         if hasattr(model, "peft_config"):
             model.save_pretrained(folder / "adapter")
             weights, model = merged_weights(model), model.get_base_model()
+        text_config = model.config.get_text_config()
+        for window, length in model.windows.items():
+            setattr(text_config, window, length)
         model.save_pretrained(folder, state_dict=weights)
+        lift_windows(model.config)
         config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -527,9 +569,9 @@ class Critic(nn.Module):
         self.name = f"critic of agents {reads}"
         self.reads, self.critic_type = reads, args.critic_type
         self.body, self.tokenizer = load_model(AutoModel, name, args, device, frozen)
-        ids = torch.zeros(1, 1, dtype=torch.long, device=device)
-        with torch.no_grad():  # some bodies are wider or narrower at their end than inside
-            width = self.body(input_ids=ids, use_cache=False).last_hidden_state.shape[-1]
+        # Some bodies are wider or narrower at their end than inside
+        width = check_causal(self.name, self.body)
+        recompute(self.body, args.gradient_checkpointing)
         self.head = nn.Linear(width, 1, dtype=self.body.dtype, device=device)
         nn.init.zeros_(self.head.weight)
         self.optimizer = adamw(self, args.critic_lr)
@@ -694,7 +736,7 @@ def prefill(agent: Agent, prompts: list[list[int]], cache: RowsCache) -> None:
         agent.model(
             ids,
             attention_mask=torch.cat([past, torch.ones_like(real)], 1),
-            position_ids=past.sum(1, keepdim=True) + columns,
+            position_ids=past.sum(1, keepdim=True) + columns.clamp(max=(lengths - 1).clamp(min=0)),
             past_key_values=cache,
             logits_to_keep=1,
         )
@@ -864,7 +906,8 @@ def logprobs(model, episodes, i: int, num_turns: int, temperature: float, share:
     logits = out.logits.to(model.dtype) / temperature  # (n, V)
     action, turn, owner, s = rows.roll(-1, 1)[predicts].unbind(-1)  # (n,) each
     logp = -F.cross_entropy(logits, action, reduction="none")  # (n,)
-    sampled = pad_sequence([torch.tensor(e.logps[i]) for e in episodes]).to(logp)  # (S, b)
+    sampled = [torch.tensor(e.logps[i], dtype=torch.float64) for e in episodes]
+    sampled = pad_sequence(sampled).to(logp)  # (S, b)
     total = logp.new_zeros(num_turns, len(episodes))  # (T, b)
     total = total.index_put((turn, owner), logp, accumulate=True)
     return total, logp.detach() - sampled[s, owner]
@@ -1045,7 +1088,7 @@ def actor_step(i: int, agent: Agent, episodes, advantages, live, args: Args, gro
     num_turns, num_live = len(live), all_sum(live.sum())
     logps = torch.zeros_like(advantages)  # (T, B)
     kl, gap, norm = torch.zeros(3, 1, dtype=torch.float64, device=live.device)
-    agent.train(args.gradient_checkpointing)  # in which layers recompute; no dropout is left in it
+    recompute(agent, args.gradient_checkpointing)
     lengths = [len(e.tokens[i]) for e in episodes]
     for rows in microbatches(lengths, args.microbatch_tokens, group):
         batch = [episodes[k] for k in rows], i, num_turns, agent.temperature, agent.shares
@@ -1204,34 +1247,64 @@ def check_gap(agent: Agent, gap: float, dtype: str) -> None:
         raise UserError(f"{agent.name}: {told} {gap:.2g} on average, more than {tolerance}")
 
 
-def check_sampling(task, agents, args: Args) -> None:
-    """Play four short episodes of two items; UserError if what was sampled is not what is trained.
+def check_layers(name: str, model: nn.Module) -> None:
+    """UserError for layers that keep more of a history than keys and values of single tokens."""
+    config = model.config.get_text_config()
+    kinds = {type(layer) for layer in DynamicCache(config=config).layers}
+    if model._is_stateful or not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
+        told = "has layers that keep a state, not keys and values alone"
+        raise UserError(f"{name}: {told}; episodes can not share and leave its batches")
+    if any(x.dtype == torch.bool and x.dim() == 4 for x in model.buffers()):
+        raise UserError(f"{name}: has layers with a mask of their own, which count padding")
 
-    Models whose attention can not read rows of several episodes get a row for each.
+
+def check_causal(name: str, model: nn.Module) -> int:
+    """UserError if what a model says of its first token is not finite, or changes with its second.
+
+    Gives the width of what it says.
     """
-    items = [task.train[0], task.train[0], task.train[-1], task.train[-1]]
-    episodes = [Episode.start(k, item, len(agents)) for k, item in enumerate(items)]
-    short = replace(args, max_new_tokens=4)
+    ids = torch.arange(2, device=model.device)[None]
     try:
-        rollout(task, episodes, agents, short, "initialisation", 0)
-    except (
-        AttributeError,
-        IndexError,
-        KeyError,
-        NotImplementedError,
-        RuntimeError,
-        TypeError,
-    ) as e:
-        message = f"can not be sampled from with a cache of keys and values: {cause(e)}"
-        raise UserError(f"--model {' '.join(args.model)}: {message}") from e
-    for i, agent in enumerate(agents):
-        batch = episodes, i, task.num_turns, agent.temperature
-        with torch.no_grad(), contextlib.suppress(RuntimeError, TypeError, ValueError):
-            _, difference = logprobs(agent.model, *batch, share=True)
-            agent.shares = bool(difference.abs().mean() < 1e-3)
         with torch.no_grad():
-            _, difference = logprobs(agent.model, *batch, agent.shares)
-        check_gap(agent, difference.abs().mean().item(), args.dtype)
+            alone, both = (model(input_ids=x, use_cache=False)[0] for x in (ids[:, :1], ids))
+    except Exception as error:  # models raise what they like
+        raise UserError(f"{name}: can not read two tokens: {cause(error)}") from error
+    if not both.isfinite().all():
+        raise UserError(f"{name}: what it computes is not finite: its weights are broken")
+    change = (both[:, :1] - alone).abs().max()
+    if change > 0.1 * alone.abs().max():
+        raise UserError(
+            f"{name}: its attention is not causal: what it reads depends on what follows"
+        )
+    return both.shape[-1]
+
+
+def check_sampling(task, agents, args: Args) -> None:
+    """UserError if what an agent samples is not what is trained.
+
+    It plays four short episodes: two of one o_0, which may share it, and two that are shorter.
+    """
+    limit = min(4, args.max_new_tokens or task.max_new_tokens)
+    item = min(task.train, key=lambda item: len("".join(task.observe(item))))
+    for i, agent in enumerate(agents):
+        episodes = [Episode.start(k, item, len(agents)) for k in range(4)]
+        cuts, cache = [0, 0, 8, 16], RowsCache()
+        observations = [[text[cut:] for text in task.observe(item)] for cut in cuts]
+        try:
+            for turn in range(min(2, task.num_turns)):
+                uniforms = 1 - rng(args.seed, "initialisation", i, turn).random((4, limit))
+                act(i, agent, episodes, observations, turn, cache, torch.tensor(uniforms))
+                observations = [["go on " * k] * len(agents) for k in range(4)]
+        except Exception as error:  # models raise what they like
+            raise UserError(f"{agent.name}: can not be sampled from: {cause(error)}") from error
+        options = i, task.num_turns, agent.temperature
+        with torch.no_grad():
+            _, difference = logprobs(agent.model, episodes, *options, share=False)
+            gap = difference.abs().mean().item()
+            check_gap(agent, gap, args.dtype)
+            with contextlib.suppress(Exception):  # some read no masks but their own
+                _, difference = logprobs(agent.model, episodes[:2], *options, share=True)
+                agent.shares = difference.abs().mean().item() < 3 * gap + 1e-4
 
 
 def check_lengths(task, agents, critics, limit: int) -> None:
