@@ -302,7 +302,7 @@ def load_model(auto_class, name: str, args: Args, device: torch.device, frozen: 
     if args.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise UserError(f"--gradient-checkpointing: --model {name} can not do it")
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     if args.lora_rank:
         model = add_lora(model, base, adapter, args.lora_rank, frozen)
     model = model.to(device).eval()
@@ -553,11 +553,13 @@ def merged_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     weights = {}
     for name, weight in base.state_dict().items():
         if ".lora_" not in name:
-            weights[name.replace(".base_layer.", ".")] = weight.detach().cpu()
+            weights[name.replace("base_layer.", "")] = weight.detach().cpu()
     for name, module in base.named_modules():
         if hasattr(module, "get_delta_weight"):
             delta = module.get_delta_weight("default").detach().cpu()
-            weights[f"{name}.weight"] = weights[f"{name}.weight"] + delta
+            parameter = getattr(module, "parameter_name", "weight")  # of experts: one of theirs
+            name = f"{name}.{parameter}".replace("base_layer.", "")
+            weights[name] = weights[name] + delta
     return weights
 
 
@@ -1560,6 +1562,7 @@ def command_line(args_class, main) -> None:
     disk or memory, a number that is not finite) with one line and exit code 1.
     """
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # no line for each retry
     try:
         main(parse_args(args_class))
