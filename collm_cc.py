@@ -437,7 +437,7 @@ class Chat:
         head, tail = self.split(self.render("<ONE>", "<REPLY>", "<USER>"), "<REPLY>")
         self.first = self.split(first, "<USER>")
         before, after = self.split(tail, "<USER>")
-        self.strips = " <USER> " not in self.render(" <USER> ")
+        self.strips = "\t<USER>\t" not in self.render("\t<USER>\t")
         self.find_end(before)
         if self.end is not None:
             end = self.tokenizer.convert_ids_to_tokens(self.end)
@@ -445,9 +445,11 @@ class Chat:
             before = end + rest
         self.later = (before, after)
         thought = self.render("<USER>", "<think>\n<THOUGHT>\n</think>\n\n<REPLY>", "<USER>")
-        same = head.replace("<ONE>", "<USER>").rstrip() == first.rstrip()
+        longer = self.render("<ONE>", "<REPLY>", "<TWO>", "<LAST>", "<USER>")
+        same = head.rstrip() == "<ONE>".join(self.first).rstrip()
+        same = same and longer.startswith(f"{head}<REPLY>") and longer.endswith(f"<LAST>{tail}")
         if not same or "<THOUGHT>" not in thought:
-            message = "its chat template rewrites earlier turns (thinking is dropped)"
+            message = "its chat template rewrites earlier turns (or drops their thinking)"
             say(f"{self.name}: {message}; histories keep what was read and sampled")
 
     def find_end(self, before: str) -> None:
