@@ -287,6 +287,7 @@ def load_model(auto_class, name: str, args: Args, device: torch.device, frozen: 
         windows = lift_windows(config)
         step = "weights"
         options = {"config": config, "dtype": dtype, "output_loading_info": True}
+        options["ignore_mismatched_sizes"] = True  # they are told below
         if dtype == torch.float64:  # for which torch has no grouped product
             options["experts_implementation"] = "eager"
         model, loading = auto_class.from_pretrained(base, trust_remote_code=False, **options)
@@ -297,6 +298,9 @@ def load_model(auto_class, name: str, args: Args, device: torch.device, frozen: 
     if loading["missing_keys"]:
         some = ", ".join(sorted(loading["missing_keys"])[:3])
         raise UserError(f"--model {name}: its files lack weights of its layers: {some}, ...")
+    for weight, found, needed in sorted(loading["mismatched_keys"])[:1]:
+        shapes = f"{weight} of shape {tuple(found)}, its config asks for {tuple(needed)}"
+        raise UserError(f"--model {name}: its files have {shapes}")
     model.windows = windows
     remove_dropout(model)
     if args.gradient_checkpointing:
@@ -411,6 +415,8 @@ class Chat:
         self.strips = False  # whether it strips the user's text
         if tokenizer.chat_template:
             self.read_template()
+        if not self.eos:
+            raise UserError(f"--model {name}: no token ends a response: its tokenizer has no EOS")
 
     def render(self, *texts: str) -> str:
         """The chat of a user and an assistant in turn, up to where the next reply begins."""

@@ -155,7 +155,13 @@ REFUSED = {
     ),
     "jamba": (
         "Jamba",
-        {**PLAIN, "num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
+        {
+            **PLAIN,
+            "num_experts": 2,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "use_mamba_kernels": False,
+        },
         "keep a state",
     ),
     "gpt_neo": (

@@ -186,7 +186,9 @@ def test_checkpointing_changes_no_gradient(name, folder_of, monkeypatch):
         episodes = play(task, args, agent)
         for model in (agent.model, critic.body):
             inside = [x for path, x in model.named_modules() if re.search(r"\.\d+\.", path)]
-            inside[0].register_forward_hook(lambda *_, on=on, model=model: calls.append((on, model)))
+            inside[0].register_forward_hook(
+                lambda *_, on=on, model=model: calls.append((on, model))
+            )
         del calls[:]
         steps[on] = trained_step(agent, episodes, args, monkeypatch)
         rewards, live = collm_cc.stack_rewards(episodes, 2, CPU)
