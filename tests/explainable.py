@@ -1,4 +1,4 @@
-"""How much of the returns could any critic explain? By hand: python tests/explainable.py --task tldr
+"""How much of the returns could any critic explain? By hand: python tests/explainable.py
 
 Plays K episodes of each of n train items with one team and splits the variance of the discounted
 return in that within items, which is chance (of the agents' sampling), and that between items
@@ -25,7 +25,7 @@ class Args:
     task: str = "coding"
     """a task, as the scripts take it"""
     model: list[str] = field(default_factory=lambda: ["models/tiny"])
-    """folder of a model for all agents, or one for each, e.g. runs/NAME/agent_0 runs/NAME/agent_1"""
+    """folder of a model for all agents, or one each: runs/NAME/agent_0 runs/NAME/agent_1"""
     items: int = 64
     """train items (n)"""
     samples: int = 8
