@@ -101,8 +101,10 @@ class Run:
     def finished(self):
         """Whether it was evaluated at its last step, and saved after that if it saves at all."""
         saved = [path.stat().st_mtime for path in self.path.glob("checkpoint_*")]
-        done = max(self.scalars.get(self.metric, {-1: 0})) >= self.args["total_env_steps"]
-        return done and (not saved or max(saved) >= self.last)
+        steps, _ = self.curve(self.metric)
+        if not len(steps) or steps[-1] < self.args["total_env_steps"]:
+            return False
+        return not saved or max(saved) >= self.last
 
     @property
     def metric(self):
@@ -112,12 +114,16 @@ class Run:
     def curve(self, tag):
         """(env steps, values) of a tag, in order."""
         points = sorted(self.scalars.get(tag, {}).items())
-        return np.array([x for x, _ in points], float), np.array([y for _, y in points], float)
+        steps = [step for step, _ in points]
+        values = [value for _, value in points]
+        return np.array(steps, float), np.array(values, float)
 
     def ends(self, tag):
         """(first, last) value of a tag; NaN where it was not logged."""
         _, values = self.curve(tag)
-        return (values[0], values[-1]) if len(values) else (np.nan, np.nan)
+        if not len(values):
+            return np.nan, np.nan
+        return values[0], values[-1]
 
     def forget_from(self, step):
         """Drop scalars from a step on: --resume does that work again."""
@@ -212,19 +218,22 @@ def group(rows):
     """{task: {label: [row of each seed]}}; methods with the fewest settings come first."""
 
     def place(row):
-        return row["task"], flags(row).count("="), label(row), int(row["seed"])
+        num_settings = flags(row).count("=")
+        return row["task"], num_settings, label(row), int(row["seed"])
 
     groups = {}
     for row in sorted(rows, key=place):
-        groups.setdefault(row["task"], {}).setdefault(label(row), []).append(row)
+        methods = groups.setdefault(row["task"], {})
+        methods.setdefault(label(row), []).append(row)
     return groups
 
 
 def flat(groups):
     """[(task, label, rows)]."""
-    return [
-        (task, name, rows) for task, methods in groups.items() for name, rows in methods.items()
-    ]
+    found = []
+    for task, methods in groups.items():
+        found += [(task, name, rows) for name, rows in methods.items()]
+    return found
 
 
 def plain(groups):
@@ -243,13 +252,16 @@ def number(row, column):
 
 def curve(row):
     """(env steps, values) of the metric that stands for a run."""
-    points = np.array(json.loads(row["curve"]), float)  # (evaluations, 2)
-    return points[:, 0], points[:, 1]
+    steps, values = zip(*json.loads(row["curve"]))
+    return np.array(steps, float), np.array(values, float)
 
 
 def ends(rows):
-    """Values of that metric at the start and at the end, (2, rows)."""
-    return np.array([curve(row)[1][[0, -1]] for row in rows]).T
+    """Values of that metric at the start and at the end, an array over rows each."""
+    curves = [curve(row) for row in rows]
+    starts = np.array([values[0] for _, values in curves])
+    finals = np.array([values[-1] for _, values in curves])
+    return starts, finals
 
 
 def start_of(row):
@@ -276,16 +288,22 @@ def bootstrap(statistic, *samples, draws=5000, seed=0):
     return tuple(np.percentile(statistic(*drawn), [2.5, 97.5]))
 
 
+def mean(sample):
+    """Mean over the last axis."""
+    return np.mean(sample, -1)
+
+
 def difference(a, b):
     """Mean of a less mean of b, over the last axis."""
-    return np.mean(a, -1) - np.mean(b, -1)
+    return mean(a) - mean(b)
 
 
 def improvement(a, b):
     """Probability of improvement P(a > b), over the last axis."""
     a = np.asarray(a)[..., :, None]
     b = np.asarray(b)[..., None, :]
-    return ((a > b) + 0.5 * (a == b)).mean((-2, -1))
+    wins = (a > b) + 0.5 * (a == b)
+    return wins.mean((-2, -1))
 
 
 def steps_to(steps, values, level):
@@ -306,8 +324,9 @@ def mean_curve(curves, points=100):
     first = max(steps[0] for steps, _ in curves)
     last = min(steps[-1] for steps, _ in curves)
     grid = np.linspace(first, last, points)
-    values = np.array([np.interp(grid, x, y) for x, y in curves])  # (seeds, points)
-    bounds = [bootstrap(lambda sample: sample.mean(-1), column) for column in values.T]
+    values = [np.interp(grid, steps, y) for steps, y in curves]
+    values = np.array(values)  # (seeds, points)
+    bounds = [bootstrap(mean, column) for column in values.T]
     low, high = np.transpose(bounds)
     return grid, values.mean(0), low, high
 
@@ -319,10 +338,10 @@ def spread(values, decimals=1):
     values = values[~np.isnan(values)]
     if not len(values):
         return "-"
-    mean = f"{values.mean():.{decimals}f}"
-    if len(values) == 1:
-        return mean
-    return f"{mean} ± {values.std(ddof=1):.{decimals}f}"
+    text = f"{values.mean():.{decimals}f}"
+    if len(values) > 1:
+        text += f" ± {values.std(ddof=1):.{decimals}f}"
+    return text
 
 
 def interval(low, high):
@@ -332,8 +351,11 @@ def interval(low, high):
 
 def table(header, rows):
     """Lines of a Markdown table."""
-    rows = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    lines = []
+    for row in [header, ["---"] * len(header), *rows]:
+        cells = " | ".join(map(str, row))
+        lines.append(f"| {cells} |")
+    return lines
 
 
 def paper_cells(groups, tasks):
@@ -342,36 +364,46 @@ def paper_cells(groups, tasks):
     for task in tasks:
         for method, rows in groups[task].items():
             untrained = "untrained agent" if alone(rows[0]) else "untrained team"
-            once = starts.setdefault((untrained, "start"), {}).setdefault(task, {})
+            cells = starts.setdefault((untrained, "start"), {})
+            once = cells.setdefault(task, {})
             once.update({start_of(row): row for row in rows})
-            trained.setdefault((method, "end"), {})[task] = rows
+            cells = trained.setdefault((method, "end"), {})
+            cells[task] = rows
     for cells in starts.values():
         for task, once in cells.items():
             cells[task] = list(once.values())
     return starts | trained
 
 
+def paper_row(name, side, found, columns):
+    """A row of it. found: {task: rows}; columns: {task: [Column]}."""
+    cells = [name]
+    for task in columns:
+        rows = found.get(task, [])
+        for column in columns[task]:
+            values = [number(row, f"{side}/{column.metric}") for row in rows]
+            scaled = np.array(values) * column.factor
+            cells.append(spread(scaled, column.decimals))
+        cells.append(len(rows))
+    return cells
+
+
 def paper_table(groups):
     """The paper's Table 1: a row for each method and for what it starts from."""
-    lines, groups = [], plain(groups)
+    lines = []
+    shown = plain(groups)
     for family, tasks in FAMILIES.items():
-        tasks = {task: [*COST, *columns] for task, columns in tasks.items() if task in groups}
-        if not tasks:
+        columns = {task: COST + tasks[task] for task in tasks if task in shown}
+        if not columns:
             continue
         header = ["method"]
-        for task, columns in tasks.items():
-            header += [f"{task} {column.title}" for column in columns] + [f"{task} n"]
-        body = []
-        for (name, side), found in paper_cells(groups, tasks).items():
-            cells = [name]
-            for task, columns in tasks.items():
-                rows = found.get(task, [])
-                for column in columns:
-                    values = [number(row, f"{side}/{column.metric}") for row in rows]
-                    cells.append(spread(np.array(values) * column.factor, column.decimals))
-                cells.append(len(rows))
-            body.append(cells)
-        lines += ["", f"### {family}", "", *table(header, body)]
+        for task in columns:
+            header += [f"{task} {column.title}" for column in columns[task]]
+            header.append(f"{task} n")
+        cells = paper_cells(shown, columns)
+        body = [paper_row(*key, found, columns) for key, found in cells.items()]
+        lines += ["", f"### {family}", ""]
+        lines += table(header, body)
     return lines
 
 
@@ -394,26 +426,28 @@ def readme_table(groups):
     """The same of runs with default flags and tasks, for README.md."""
     defaults = {}
     for task, methods in groups.items():
-        shown = {name: rows for name, rows in methods.items() if name in METHODS.values()}
+        shown = [name for name in methods if name in METHODS.values()]
         if shown and ":" not in task:
-            defaults[task] = shown
+            defaults[task] = {name: methods[name] for name in shown}
     return run_table(defaults)
 
 
 def setting_table(groups):
     """A row for each task and settings, a column for each method: n in brackets."""
-    starts, cells = {}, {}
+    starts, scores = {}, {}
     for task, _, rows in flat(groups):
         words = "one agent " if alone(rows[0]) else ""
-        key = task, (words + flags(rows[0])).strip() or "default"
+        key = task, (words + flags(rows[0])).strip()
+        start, end = ends(rows)
         once = starts.setdefault(key, {})
-        once.update({start_of(row): ends([row])[0, 0] for row in rows})
-        cell = f"{spread(ends(rows)[1])} ({len(rows)})"
-        cells.setdefault(key, {})[rows[0]["script"]] = cell
+        once.update(zip(map(start_of, rows), start))
+        scores.setdefault(key, {})[rows[0]["script"]] = f"{spread(end)} ({len(rows)})"
     lines = []
-    for key in sorted(cells, key=lambda key: (key[0], key[1] != "default")):
-        scores = [cells[key].get(script, "-") for script in METHODS]
-        lines.append([*key, spread(list(starts[key].values())), *scores])
+    for task, words in sorted(scores):
+        line = [task, words or "default"]
+        line.append(spread(list(starts[task, words].values())))
+        line += [scores[task, words].get(script, "-") for script in METHODS]
+        lines.append(line)
     return table(["task", "settings", "start", *METHODS.values()], lines)
 
 
@@ -421,10 +455,13 @@ def pair_table(groups):
     """Every pair of methods of a task with the same settings."""
     lines = []
     for task, methods in groups.items():
-        for (a, rows_a), (b, rows_b) in itertools.combinations(methods.items(), 2):
+        for a, b in itertools.combinations(methods, 2):
+            rows_a, rows_b = methods[a], methods[b]
             if flags(rows_a[0]) != flags(rows_b[0]):
                 continue
-            final = ends(rows_a)[1], ends(rows_b)[1]
+            _, end_a = ends(rows_a)
+            _, end_b = ends(rows_b)
+            final = end_a, end_b
             line = [task, a, b, f"{len(rows_a)}, {len(rows_b)}"]
             for statistic in (difference, improvement):
                 line.append(f"{statistic(*final):.2f}")
@@ -439,7 +476,7 @@ def level_table(groups):
     for task, method, rows in flat(groups):
         line = [task, method]
         for level in LEVELS:
-            steps = np.array([steps_to(*curve(row), level) for row in rows])
+            steps = [steps_to(*curve(row), level) for row in rows]
             reached = np.count_nonzero(~np.isnan(steps))
             line.append(f"{spread(steps, 0)} ({reached}/{len(rows)})")
         lines.append(line)
@@ -453,8 +490,11 @@ def noise_table(groups):
         for tag in NOISE:
             means = [number(row, f"mean/{tag}") for row in rows]
             variances = [number(row, f"variance/{tag}") for row in rows]
-            if not np.isnan(means + variances).all():
-                lines.append([task, method, tag, spread(means, 3), spread(variances, 3)])
+            if np.isnan(means + variances).all():
+                continue
+            line = [task, method, tag]
+            line += [spread(means, 3), spread(variances, 3)]
+            lines.append(line)
     return table(["task", "method", "scalar", "mean", "variance over iterations"], lines)
 
 
@@ -483,7 +523,8 @@ def tables(groups):
 # ============================================= csv ==============================================
 def peak_memory(run):
     """GiB; NaN if nothing was trained."""
-    return max(run.scalars.get("charts/peak_memory_gb", {0: np.nan}).values())
+    _, values = run.curve("charts/peak_memory_gb")
+    return values.max() if len(values) else np.nan
 
 
 def response_tokens(run):
@@ -498,13 +539,19 @@ def starts(run):
     """[(commit, command)] of each start, from the log that benchmark.sh keeps beside a run."""
     log = run.path.with_name(f"{run.path.name}.log")
     lines = log.read_text().splitlines() if log.exists() else []
-    return [tuple(line.split(" ", 2)[1:]) for line in lines if line.startswith("+ ")]
+    begun = []
+    for line in lines:
+        if line.startswith("+ "):
+            _, commit, command = line.split(" ", 2)
+            begun.append((commit, command))
+    return begun
 
 
 def csv_row(run):
     """What a run was and gave, as {column: value}."""
     begun = starts(run)
     steps, scores = run.curve(run.metric)
+    points = zip(steps.tolist(), scores.round(3).tolist())
     row = {
         "run": run.path.name,
         "task": run.args["task"],
@@ -518,7 +565,7 @@ def csv_row(run):
         "wall_seconds": round(run.wall, 1),
         "response_tokens": response_tokens(run),
         "peak_memory_gb": round(peak_memory(run), 3),
-        "curve": json.dumps(list(zip(steps.tolist(), scores.round(3).tolist()))),
+        "curve": json.dumps(list(points)),
     }
     for tag in NOISE:
         _, values = run.curve(tag)
@@ -541,14 +588,16 @@ def read_csv(path):
 def write_csv(runs, path):
     """Replace the rows of these runs; rows of runs that are not here any more stay."""
     here = [run.path.name for run in runs]
-    rows = {row["run"]: row for row in read_csv(path) if row["run"] not in here}
-    rows |= {run.path.name: csv_row(run) for run in runs if run.finished}
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    rows = [row for row in read_csv(path) if row["run"] not in here]
+    rows += [csv_row(run) for run in runs if run.finished]
+    columns = {}  # a dict, to keep their order
+    for row in rows:
+        columns |= dict.fromkeys(row)
     partial = path.with_suffix(".tmp")
     with partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
-        writer.writerows(rows[name] for name in sorted(rows))
+        writer.writerows(sorted(rows, key=lambda row: row["run"]))
     partial.replace(path)
 
 
@@ -561,7 +610,9 @@ def colour(k):
 def draw_curves(groups, path):
     """One panel for each task; mean over seeds and its 95% interval."""
     shown = plain(groups)
-    names = list(dict.fromkeys(name for methods in shown.values() for name in methods))
+    names = []
+    for methods in shown.values():
+        names += [name for name in methods if name not in names]
     columns = min(3, len(shown))
     height = -(-len(shown) // columns)
     size = 3.6 * columns + 0.6, 2.8 * height + 0.6
@@ -570,9 +621,9 @@ def draw_curves(groups, path):
         axis.axis("off")
     for axis, (task, methods) in zip(axes.flat, shown.items()):
         for name, rows in methods.items():
-            steps, mean, low, high = mean_curve([curve(row) for row in rows])
+            steps, middle, low, high = mean_curve([curve(row) for row in rows])
             look = colour(names.index(name))
-            axis.plot(steps, mean, color=look, label=f"{name}, n = {len(rows)}", linewidth=1.8)
+            axis.plot(steps, middle, color=look, label=f"{name}, n = {len(rows)}", linewidth=1.8)
             axis.fill_between(steps, low, high, color=look, alpha=0.2, linewidth=0)
         axis.set(title=task, xlabel="env steps", ylabel="held-out score, %")
         axis.grid(alpha=0.3)
@@ -584,7 +635,10 @@ def read_build(text):
     """What a game's render drew: ({character: block}, [line of [(target row, result row)]])."""
     *lines, legend = [line for line in text.splitlines() if line]
     blocks = dict(entry.split(" ", 1) for entry in legend.split(", "))
-    rows = [[tuple(part.split("|")) for part in line.split("  ")] for line in lines]
+    rows = []
+    for line in lines:
+        layers = line.split("  ")
+        rows.append([tuple(layer.split("|")) for layer in layers])
     return blocks, rows
 
 
@@ -610,11 +664,14 @@ def draw_build(axis, text, names):
     colours = ["#e8e8e8"]  # air
     for k, name in enumerate(names):
         colours.append("#333333" if name == "#" else colour(k))
-    grid = np.ma.masked_less(build_codes(rows, codes | {".": 0}), 0)
+    numbers = build_codes(rows, codes | {".": 0})
+    grid = np.ma.masked_less(numbers, 0)
     look = {"cmap": ListedColormap(colours), "vmin": -0.5, "vmax": len(names) + 0.5}
     axis.pcolormesh(grid, edgecolors="white", linewidth=0.8, **look)
     axis.set_aspect("equal")
-    patches = [Patch(color=colours[code], label=legend[char]) for char, code in codes.items()]
+    patches = []
+    for char, name in legend.items():
+        patches.append(Patch(color=colours[codes[char]], label=name))
     place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
     axis.legend(handles=patches, fontsize=7, frameon=False, **place)
 
@@ -647,7 +704,9 @@ def draw_texts(texts):
     """Figure of whole episodes as text, two beside each other."""
     pages = [f"episode {k}\n\n{wrapped(text)}" for k, text in enumerate(texts)]
     pairs = [pages[k : k + 2] for k in range(0, len(pages), 2)]
-    num_lines = sum(max(page.count("\n") for page in pair) + 3 for pair in pairs)
+    num_lines = 0
+    for pair in pairs:
+        num_lines += 3 + max(page.count("\n") for page in pair)
     size = 11, 0.5 + 0.118 * num_lines
     figure, axes = plt.subplots(len(pairs), 2, figsize=size, squeeze=False)
     look = {"family": "monospace", "fontsize": 7, "va": "top", "parse_math": False}
