@@ -422,16 +422,6 @@ def run_table(groups):
     return table(header, lines)
 
 
-def readme_table(groups):
-    """The same of runs with default flags and tasks, for README.md."""
-    defaults = {}
-    for task, methods in groups.items():
-        shown = [name for name in methods if name in METHODS.values()]
-        if shown and ":" not in task:
-            defaults[task] = {name: methods[name] for name in shown}
-    return run_table(defaults)
-
-
 def setting_table(groups):
     """A row for each task and settings, a column for each method: n in brackets."""
     starts, scores = {}, {}
@@ -449,6 +439,16 @@ def setting_table(groups):
         line += [scores[task, words].get(script, "-") for script in METHODS]
         lines.append(line)
     return table(["task", "settings", "start", *METHODS.values()], lines)
+
+
+def readme_table(groups):
+    """The same of runs with default flags and tasks alone, for README.md."""
+    defaults = {}
+    for task, methods in groups.items():
+        shown = [name for name in methods if name in METHODS.values()]
+        if shown and ":" not in task:
+            defaults[task] = {name: methods[name] for name in shown}
+    return setting_table(defaults)
 
 
 def pair_table(groups):

@@ -216,8 +216,8 @@ def test_tables_curves_and_rows(tmp_path, capsys, monkeypatch):
     plot.main(plot.Args(runs=runs, results=results))
     told = capsys.readouterr().out
     assert "not finished" in told
-    assert "| coding | CoLLM-CC | 2 | 25.0 ± 7.1 | 85.0 ± 7.1 | 4005 ± 7 |" in told
-    assert "AC (CC)" not in told  # README.md's table has the default flags alone
+    assert "| coding | default | 25.0 ± 7.1 | 85.0 ± 7.1 (2) | 70.0 ± 14.1 (2) | - |" in told
+    assert "one agent" not in told  # README.md's table has the default flags alone
     text = (results / "tables.md").read_text()
     assert "| untrained team | - | - | 25.0 ± 7.1 | 25.0 ± 7.1 | - | 2 |" in text
     assert "| untrained agent | - | - | 10.0 | 10.0 | - | 1 |" in text
