@@ -83,6 +83,11 @@ def test_every_link_leads_somewhere(page, target):
     assert not anchor or anchor in anchors(file.read_text())
 
 
+def test_every_page_is_linked_from_the_readme():
+    for page in PAGES:
+        assert page == Path("README.md") or f"]({page}" in README, page
+
+
 def test_every_file_named_is_there():
     (tree,) = re.findall(r"```\n(.*?)```", section(README, "Files"), re.DOTALL)
     named = [name for line in tree.splitlines() for name in line.split("  ")[0].split()]
