@@ -442,13 +442,13 @@ def setting_table(groups):
 
 
 def readme_table(groups):
-    """The same of runs with default flags and tasks alone, for README.md."""
+    """The same of runs with default flags and tasks alone, for README.md; no lines without any."""
     defaults = {}
     for task, methods in groups.items():
         shown = [name for name in methods if name in METHODS.values()]
         if shown and ":" not in task:
             defaults[task] = {name: methods[name] for name in shown}
-    return setting_table(defaults)
+    return setting_table(defaults) if defaults else []
 
 
 def pair_table(groups):

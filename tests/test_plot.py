@@ -302,6 +302,11 @@ def test_render_draws_the_last_episodes(tmp_path, task):
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_without_runs_of_the_defaults_the_readme_has_no_table(tmp_path):
+    run = plot.read_run(make_run(tmp_path, "a"))  # of fewer steps than the default
+    assert plot.readme_table(plot.group([plot.csv_row(run)])) == []
+
+
 @pytest.mark.parametrize("changes", [{"action": "render"}, {"action": "all"}])
 def test_nothing_to_show_is_one_line(tmp_path, changes):
     with pytest.raises(SystemExit, match=r"must be a run folder|no finished run"):
