@@ -843,7 +843,8 @@ def logprobs(model, episodes, i: int, num_turns: int, temperature: float, share:
     logits = out.logits.to(model.dtype) / temperature  # (n, V)
     action, turn, owner, s = rows.roll(-1, 1)[predicts].unbind(-1)  # (n,) each
     logp = -F.cross_entropy(logits, action, reduction="none")  # (n,)
-    sampled = pad_sequence([torch.tensor(e.logps[i]) for e in episodes]).to(logp)  # (S, b)
+    sampled = [torch.tensor(e.logps[i], dtype=logp.dtype) for e in episodes]
+    sampled = pad_sequence(sampled).to(logp.device)  # (S, b)
     total = logp.new_zeros(num_turns, len(episodes))  # (T, b)
     total = total.index_put((turn, owner), logp, accumulate=True)
     return total, logp.detach() - sampled[s, owner]
