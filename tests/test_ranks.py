@@ -62,14 +62,15 @@ def test_two_ranks_make_the_update_of_one(tmp_path):
                 assert learned[name] == pytest.approx(values, rel=1e-9, abs=1e-12), name
 
 
-def torchrun(folder, *flags):
+def torchrun(folder, model, *flags):
+    """A run of two processes in float64, of a model whose layers compute in it throughout."""
     for name in ("models", "data", "envs.py", "sandbox.py", "collm_dc.py"):
         if Path(name).exists() and not (folder / name).exists():
             (folder / name).symlink_to(Path(name).resolve())
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     command += [f"--master-port={free_port()}", "collm_dc.py", "--save-every", "1"]
     command += "--task tldr --num-envs 4 --eval-episodes 4 --max-new-tokens 8".split()
-    command += ["--dtype", "float64", *flags]
+    command += ["--dtype", "float64", "--model", model, *flags]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, cwd=folder, env=env, text=True, **pipes)
@@ -79,9 +80,10 @@ def newest(folder):
     return max(folder.glob("checkpoint_*.pt"))
 
 
-def test_torchrun_trains_ends_with_a_dead_rank_and_resumes(tmp_path, monkeypatch):
+def test_torchrun_trains_ends_with_a_dead_rank_and_resumes(tmp_path, other_model, monkeypatch):
     folder = tmp_path / "runs/a"
-    process = torchrun(tmp_path, "--run-name", "a", "--total-env-steps", "100000")
+    flags = ["--run-name", "a", "--total-env-steps", "100000"]
+    process = torchrun(tmp_path, other_model, *flags)
     try:
         while not (folder / "checkpoint_000001.pt").exists() and process.poll() is None:
             time.sleep(0.1)
@@ -94,7 +96,8 @@ def test_torchrun_trains_ends_with_a_dead_rank_and_resumes(tmp_path, monkeypatch
         process.kill()
     shutil.copytree(folder, tmp_path / "runs/b")
     total = torch.load(newest(folder))["global_step"] + 8
-    process = torchrun(tmp_path, "--resume", "runs/a", "--total-env-steps", str(total))
+    flags = ["--resume", "runs/a", "--total-env-steps", str(total)]
+    process = torchrun(tmp_path, other_model, *flags)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 0, output
     assert output.count(f"held-out at step {total}") == 1 and f"at step {total}" in output
