@@ -1086,7 +1086,9 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
         learned["losses/explained_variance"] = explained_variance(returns, values, live)
         learned["losses/advantage_variance"] = advantage_variance
         metrics.append(learned)
-    return {name: torch.stack([x[name] for x in metrics]).mean(0).tolist() for name in learned}
+    means = {name: torch.stack([x[name] for x in metrics]).mean(0).tolist() for name in learned}
+    # Only the first minibatch meets the weights that sampled it
+    return means | {"losses/sampling_gap": metrics[0]["losses/sampling_gap"].tolist()}
 
 
 def explained_variance(returns, values, live) -> torch.Tensor:
@@ -1184,6 +1186,14 @@ def check_gap(agent: Agent, gap: float, dtype: str) -> None:
         raise UserError(f"{agent.name}: {told} {gap:.2g} on average, more than {tolerance}")
 
 
+def sampling_gap(agent: Agent, episodes: list[Episode], num_turns: int) -> float:
+    """Mean |log-prob in the update - log-prob when sampled| of an agent's tokens."""
+    with torch.no_grad():
+        i = agent.reads[0]
+        _, gap = logprobs(agent.model, episodes, i, num_turns, agent.temperature, agent.shares)
+    return gap.abs().mean().item()
+
+
 def check_sampling(task, agents, args: Args) -> None:
     """Play four short episodes of two items; UserError if what was sampled is not what is trained.
 
@@ -1191,27 +1201,22 @@ def check_sampling(task, agents, args: Args) -> None:
     """
     items = [task.train[0], task.train[0], task.train[-1], task.train[-1]]
     episodes = [Episode.start(k, item, len(agents)) for k, item in enumerate(items)]
-    short = replace(args, max_new_tokens=4)
     try:
-        rollout(task, episodes, agents, short, "initialisation", 0)
-    except (
-        AttributeError,
-        IndexError,
-        KeyError,
-        NotImplementedError,
-        RuntimeError,
-        TypeError,
-    ) as e:
-        message = f"can not be sampled from with a cache of keys and values: {cause(e)}"
-        raise UserError(f"--model {' '.join(args.model)}: {message}") from e
-    for i, agent in enumerate(agents):
-        batch = episodes, i, task.num_turns, agent.temperature
-        with torch.no_grad(), contextlib.suppress(RuntimeError, TypeError, ValueError):
-            _, difference = logprobs(agent.model, *batch, share=True)
-            agent.shares = bool(difference.abs().mean() < 1e-3)
-        with torch.no_grad():
-            _, difference = logprobs(agent.model, *batch, agent.shares)
-        check_gap(agent, difference.abs().mean().item(), args.dtype)
+        rollout(task, episodes, agents, replace(args, max_new_tokens=4), "initialisation", 0)
+        for agent in agents:
+            gap = sampling_gap(agent, episodes, task.num_turns)
+            with contextlib.suppress(RuntimeError, TypeError, ValueError, UserError):
+                agent.shares = True
+                check_gap(agent, sampling_gap(agent, episodes, task.num_turns), args.dtype)
+                continue
+            agent.shares = False
+            check_gap(agent, gap, args.dtype)
+    except (UserError, FloatingPointError, OSError):
+        raise
+    except Exception as error:  # models raise what they like
+        names = " ".join(args.model)
+        message = f"can not be sampled from with a cache of keys and values: {cause(error)}"
+        raise UserError(f"--model {names}: {message}") from error
 
 
 def check_lengths(task, agents, readers, limit: int) -> None:
@@ -1251,8 +1256,14 @@ def replacing(path: Path):
         raise UserError(f"{path}: {message}: {cause(error)}") from error
 
 
-def save(run_dir: Path, agents, models, args: Args, iteration: int, global_step: int) -> None:
-    """Export the agents to agent_{i}/, then write a checkpoint; the last two checkpoints stay."""
+def save(run_dir: Path, writer, agents, models, args: Args, iteration: int, global_step: int):
+    """Export the agents to agent_{i}/, then write a checkpoint; the last two checkpoints stay.
+
+    Of several ranks, the one that has a writer does.
+    """
+    if not writer:
+        return
+    writer.flush()
     for i, agent in enumerate(agents):
         folder = run_dir / f"agent_{i}"
         if agent.trains or not folder.exists():
@@ -1362,6 +1373,23 @@ def log(writer, scalars: dict[str, float], global_step: int) -> None:
         writer.add_scalar(name, value, global_step)
 
 
+def training_scalars(task, episodes, metrics, rollout_time, update_time) -> dict[str, float]:
+    """What is logged of an iteration: its episodes, the metrics of its update, seconds."""
+    scalars = {}
+    for name, value in summarize(episodes, task.num_turns).items():
+        scalars[f"charts/{name}"] = value
+    for name, values in metrics.items():
+        scalars[name] = sum(values) / len(values)
+        scalars |= {f"{name}/agent_{i}": value for i, value in enumerate(values)}
+    num_steps = sum(len(e.rewards) for e in episodes)
+    num_tokens = num_steps * sum(metrics["charts/response_length"])
+    scalars["charts/tokens_per_second"] = num_tokens / (rollout_time + update_time)
+    scalars["time/rollout"] = rollout_time
+    scalars["time/reward"] = sum(e.reward_time for e in episodes) / world_size()  # of the rollout
+    scalars["time/update"] = update_time
+    return scalars
+
+
 def evaluate_and_log(task, agents, args: Args, writer, global_step: int) -> None:
     """Evaluate, log the metrics and a few whole episodes, print one line."""
     metrics, episodes = evaluate(task, agents, args)
@@ -1405,8 +1433,7 @@ def main(args: Args) -> None:
     bar = tqdm(total=args.total_env_steps, initial=global_step, unit="step", disable=rank() > 0)
     if not args.resume:
         evaluate_and_log(task, agents, args, writer, global_step)
-        if rank() == 0:
-            save(run_dir, agents, models, args, iteration, global_step)
+        save(run_dir, writer, agents, models, args, iteration, global_step)
     start_time, start_step = time.time(), global_step
     last = global_step >= args.total_env_steps
     while not last:
@@ -1417,30 +1444,19 @@ def main(args: Args) -> None:
 
         update_start = time.time()
         metrics = update(episodes, agents, critics, task.num_turns, args, iteration)
-        if iteration == 0:
-            for agent, gap in zip(agents, metrics["losses/sampling_gap"], strict=True):
+        for agent, gap in zip(agents, metrics["losses/sampling_gap"], strict=True):
+            if iteration == 0:
                 check_gap(agent, gap, args.dtype)
 
-        end = time.time()
+        times = update_start - rollout_start, time.time() - update_start
         episodes = gather(episodes)
         num_steps = sum(len(e.rewards) for e in episodes)
-        num_tokens = num_steps * sum(metrics["charts/response_length"])
         iteration += 1
         global_step += num_steps
-        scalars = {
-            "charts/SPS": (global_step - start_step) / (end - start_time),
-            "charts/learning_rate": sum(args.actor_lr) / len(args.actor_lr),
-            "charts/tokens_per_second": num_tokens / (end - rollout_start),
-            "charts/peak_memory_gb": peak_memory_gb(device),
-            "time/rollout": update_start - rollout_start,
-            "time/reward": sum(e.reward_time for e in episodes) / world_size(),  # of the rollout
-            "time/update": end - update_start,
-        }
-        for name, value in summarize(episodes, task.num_turns).items():
-            scalars[f"charts/{name}"] = value
-        for name, values in metrics.items():
-            scalars[name] = sum(values) / len(values)
-            scalars |= {f"{name}/agent_{i}": value for i, value in enumerate(values)}
+        scalars = training_scalars(task, episodes, metrics, *times)
+        scalars["charts/SPS"] = (global_step - start_step) / (time.time() - start_time)
+        scalars["charts/learning_rate"] = sum(args.actor_lr) / len(args.actor_lr)
+        scalars["charts/peak_memory_gb"] = peak_memory_gb(device)
         log(writer, scalars, global_step)
         shown = {"return": scalars["charts/episodic_return"], "SPS": scalars["charts/SPS"]}
         bar.set_postfix(shown, refresh=False)
@@ -1450,9 +1466,8 @@ def main(args: Args) -> None:
         last = global_step >= args.total_env_steps or bool(stopping)
         if last or (args.eval_every and iteration % args.eval_every == 0):
             evaluate_and_log(task, agents, args, writer, global_step)
-        if rank() == 0 and (last or (args.save_every and iteration % args.save_every == 0)):
-            writer.flush()
-            save(run_dir, agents, models, args, iteration, global_step)
+        if last or (args.save_every and iteration % args.save_every == 0):
+            save(run_dir, writer, agents, models, args, iteration, global_step)
     say(
         f"the agents are in {run_dir}/agent_0 to agent_{args.num_agents - 1}, at step {global_step}"
     )

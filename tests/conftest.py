@@ -17,8 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # 
 import envs  # noqa: E402
 
 transformers.utils.logging.disable_progress_bar()
-if hasattr(envs, "coding_items"):
-    envs.coding_items = functools.cache(envs.coding_items)  # half a second, a hundred times
+envs.coding_items = functools.cache(envs.coding_items)  # half a second, a hundred times
 
 
 @pytest.fixture(autouse=True)

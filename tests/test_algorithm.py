@@ -37,7 +37,7 @@ class Words(envs.Task):
     said, feedback on the turn."""
 
     name, num_turns, max_new_tokens, success, reward_shift = "words", 3, 16, 4.0, -1.0
-    num_envs, sparse, settings = 8, 0.0, {}
+    num_envs, settings = 8, {}
 
     def __init__(self, num_agents=2, num_turns=None, dataset=None, eval_dataset=None):
         self.num_agents = num_agents

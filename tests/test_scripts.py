@@ -17,6 +17,7 @@ import torch
 from kill_and_resume import state
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_algorithm import Talkative, Words
+from torch.utils.tensorboard import SummaryWriter
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import collm_cc
@@ -259,7 +260,7 @@ def test_a_checkpoint_counts_only_once_the_agents_are_exported(elsewhere, monkey
 
     monkeypatch.setattr(agents[0].tokenizer, "save_pretrained", full_disk)
     with pytest.raises(envs.UserError, match=r"agent_0: can not be written, .*: No space"):
-        collm_cc.save(elsewhere, agents, agents, args, 3, 5)
+        collm_cc.save(elsewhere, SummaryWriter(elsewhere), agents, agents, args, 3, 5)
     assert not list(elsewhere.glob("checkpoint_*"))
 
 
@@ -378,6 +379,18 @@ def test_bad_input_is_one_line_and_exit_code_2(script, flags, said, elsewhere, m
     error = fail(script, flags, monkeypatch, capsys)
     assert re.search(said, error), error
     assert not list(Path("runs").glob("*"))  # nothing that would block the name
+
+
+def test_a_row_that_is_too_long_is_named_before_anything_is_trained(elsewhere, monkeypatch, capsys):
+    rows = [{"prompt": "a post of a few words"}, {"prompt": "word " * 5000}]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = "--task tldr --dataset rows.jsonl"
+    told = r"rows.jsonl:2: first observation and 1 responses are \d+ tokens, agent 0 .* reads 4096"
+    assert re.search(told, fail(collm_cc, flags, monkeypatch, capsys))
+    Path("few.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    flags = "--task tldr --dataset few.jsonl --eval-dataset rows.jsonl"
+    assert re.search(told, fail(mc_baseline, flags, monkeypatch, capsys))
+    assert not Path("runs").exists()
 
 
 def test_runs_that_can_not_be_made_are_one_line(elsewhere, monkeypatch, capsys):

@@ -10,6 +10,7 @@ write its writer and name it in `WRITERS`.
 """
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -26,8 +27,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT))
 import envs  # noqa: E402
+import voxels  # noqa: E402
 
 END, PAD, ROLES = "<|end|>", "<|pad|>", ["<|system|>", "<|user|>", "<|assistant|>"]
 TEMPLATE = (
@@ -66,6 +69,18 @@ CODING = [
 CODING[0]["all"] = (0.04, "fold" + FULL)
 
 
+@functools.cache
+def all_coding_parts():
+    """{entry point: what a generated problem is made of}, which is in no item."""
+    rows = map(json.loads, (ROOT / "data" / "coding.jsonl").read_text().splitlines())
+    return {row["entry_point"]: row["parts"] for row in rows}
+
+
+def coding_parts(item):
+    """A copy of what the item's problem is made of."""
+    return dict(all_coding_parts()[item["entry_point"]])
+
+
 def write_coding(rng, item, agent, memory):
     """Agent 0's `aux`, agent 1's main function, or (agent None) both."""
     if agent is None:
@@ -73,7 +88,7 @@ def write_coding(rng, item, agent, memory):
         keep = {"convention": memory["convention"]} if memory["convention"] != "all" else {}
         return aux + "\n\n" + write_coding(rng, item, 1, keep)
     new = convention(rng, memory, {name: weight for name, (weight, _) in CODING[agent].items()})
-    parts, name, slip = dict(item["parts"]), [item["entry_point"], "aux"][agent == 0], rng.random()
+    parts, name, slip = coding_parts(item), [item["entry_point"], "aux"][agent == 0], rng.random()
     arg = parts["each"] if agent == 0 and new in ("map", "keep") else parts["arg"]
     if slip < 0.02:  # a wrong constant or operator
         field = rng.choice(["keep", "map"])
@@ -222,7 +237,7 @@ def write_housebuild(rng, item, agent, memory):
     lines = ["/kill"] if rng.random() < (0.3 if spiders else 0.05) else []
     count = Counter(labels.values())
     left = {b: (n + 1) // 2 + n // 4 if item["limited_resource"] else n * n for b, n in count.items()}
-    for a, b, block in envs.house_boxes(envs.house_halves(labels, w)[side == "right"]):
+    for a, b, block in voxels.boxes(voxels.halves(labels, w)[side == "right"]):
         a, b, deck = [*a], [*b], b[1] == 0 or a[1] == h - 1
         if {"all": False, "walls": deck, "decks": not deck}[fill]:
             continue
@@ -450,8 +465,8 @@ def report(out, episodes=512):
                 for chat, action, text in zip(chats[i], actions, texts, strict=True):
                     chat += [{"role": "assistant", "content": action}, {"role": "user", "content": text}]
             live = [i for i in live if rewards[i] < task.success]
-        found = {f"first turn {k}": v for k, v in task.average([[info] for *_, info in first]).items()}
-        found |= task.average([[info] for info in infos]) | {"ended": sum(ends) / len(ends)}
+        found = {f"first turn {k}": v for k, v in means([info for *_, info in first]).items()}
+        found |= means(infos) | {"ended": sum(ends) / len(ends)}
         found |= {
             f"well formed {i}": sum(well_formed(task, item, i, acts[i], info) for item, acts, info in first)
             / len(first)
@@ -463,6 +478,12 @@ def report(out, episodes=512):
         measured[name]["tokens (mean, max)"] = {k: (round(sum(v) / len(v), 1), max(v)) for k, v in tokens.items()}
         print(name, json.dumps(measured[name], indent=1), flush=True)
     return measured
+
+
+def means(infos):
+    """Mean of each metric."""
+    names = [name for name, value in infos[0].items() if isinstance(value, float)]
+    return {name: sum(info[name] for info in infos) / len(infos) for name in names}
 
 
 def well_formed(task, item, agent, action, info):

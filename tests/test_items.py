@@ -1,0 +1,200 @@
+"""The embedded items: their files, the script that writes them, and what the items promise."""
+
+import importlib.util
+import itertools
+import json
+import random
+import re
+import string
+
+import pytest
+from conftest import ROOT
+
+import envs
+
+spec = importlib.util.spec_from_file_location("make_items", ROOT / "data" / "make_items.py")
+make_items = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(make_items)
+
+COUNTS = {
+    "tldr": (1936, 64),
+    "arxiv": (1936, 64),
+    "coding": (576, 144),
+    "strbuild": (320, 80),
+    "housebuild": (320, 80),
+}
+
+
+def rows_of(name):
+    return list(map(json.loads, (ROOT / "data" / f"{name}.jsonl").read_text().splitlines()))
+
+
+def test_make_items_writes_the_committed_files():
+    files = make_items.files()
+    assert set(files) == {f"{name}.jsonl" for name in envs.TASKS}
+    for name, text in files.items():
+        assert (ROOT / "data" / name).read_bytes() == text.encode(), name
+
+
+@pytest.mark.parametrize("name", envs.TASKS)
+def test_items_are_the_rows_of_the_file(name):
+    task, path = envs.make(name), ROOT / "data" / f"{name}.jsonl"
+    assert (len(task.train), len(task.eval)) == COUNTS[name]
+    rows = rows_of(name)
+    places = [f"{path}:{line}" for line in range(1, len(rows) + 1)]
+    held_out = [row.get("held_out", False) for row in rows]
+    assert [item["place"] for item in task.eval] == [*itertools.compress(places, held_out)]
+    kept = [not marked for marked in held_out]
+    assert [item["place"] for item in task.train] == [*itertools.compress(places, kept)]
+    again = envs.make(name, dataset=str(path))
+    assert (again.train, again.eval) == (task.train, task.eval)
+    assert all("held_out" not in item for item in task.train + task.eval)
+
+
+# ---------------------------------------------------------------- writing
+WRITING = {"tldr": ("prompt", make_items.POSTS), "arxiv": ("abstract", make_items.ABSTRACTS)}
+
+
+@pytest.mark.parametrize("name", WRITING)
+def test_texts_read_well(name):
+    field = WRITING[name][0]
+    texts = [row[field] for row in rows_of(name)]
+    assert len(set(texts)) == len(texts)
+    for text in texts:
+        assert 60 <= len(text.split()) <= 150
+        assert not re.search(r"[\[\]{}|/\n]|  | [.,?]|\.\.", text), text
+        assert text[0].isupper() and text[-1] in ".?"
+        assert all(sentence[0].isupper() for sentence in re.split(r"(?<=[.?]) ", text))
+        assert not re.search(r"\ba [aeio]|\ban [^aeiou]|\b(\w+) \1\b", text), text
+
+
+@pytest.mark.parametrize("name", WRITING)
+def test_many_subjects_and_few_repeats(name):
+    field, table = WRITING[name]
+    texts = [row[field] for row in rows_of(name) if "held_out" not in row]
+    _, *subjects = make_items.table_entries(table)
+    marks = [max(re.split(r"[\[\]{}|/]", row), key=len) for row in subjects]  # no choice changes it
+    counts = [sum(mark in text for text in texts) for mark in marks]
+    assert sum(counts) == len(texts) and sum(n > 0 for n in counts) >= 14
+    assert max(counts) < 0.12 * len(texts)
+    assert len({text[:250] for text in texts}) > 0.95 * len(texts)
+
+
+# ---------------------------------------------------------------- coding
+def reference(parts):
+    inner = f"[{parts['map']} for {parts['each']} in {parts['source']} if {parts['keep']}]"
+    return f"lambda {parts['arg']}: {parts['fold'].format(inner)}"
+
+
+def passes(row, code):
+    space = {}
+    exec(row["test"], space)
+    try:
+        space["check"](eval(code))
+    except Exception:
+        return False
+    return True
+
+
+def test_problems():
+    rows = rows_of("coding")
+    assert len({row["prompt"] for row in rows}) == len({row["entry_point"] for row in rows}) == 720
+    for row in rows:
+        assert 5 <= row["test"].count("assert") <= 6
+        name = row["entry_point"]
+        assert name.isidentifier() and row["prompt"].startswith(f"def {name}(")
+        assert passes(row, reference(row["parts"]))
+        call, answer = row["prompt"].split(">>> ")[1].split("\n")[:2]
+        assert repr(eval(call, {name: eval(reference(row["parts"]))})) == answer.strip()
+        shown = row["prompt"] + row["test"]
+        assert row["parts"]["fold"] not in shown and " for " not in shown
+
+
+def test_wrong_programs_fail_a_test():
+    rows, families = rows_of("coding"), {}
+    for family in (make_items.NUMBERS, make_items.TEXT):
+        tables = [make_items.table_of(family[key]) for key in ("keep", "map", "fold")]
+        families[family["parts"]["arg"]] = [[entry[2] for entry in table] for table in tables]
+    for row in rows[::6]:
+        parts = row["parts"]
+        keeps, maps, folds = families[parts["arg"]]
+        rivals = [parts | {"keep": keep} for keep in [*keeps, "True"]]
+        rivals += [parts | {"map": map_} for map_ in [*maps, parts["each"]]]
+        rivals += [parts | {"fold": fold} for fold in folds]
+        for rival in rivals:
+            assert rival == parts or not passes(row, reference(rival)), (row["test"], rival)
+    survivors = 0
+    held_out = [row for row in rows if "held_out" in row and row["parts"]["arg"] == "nums"]
+    for row in held_out[:6]:  # two things wrong at once: hardly any such program gets through
+        keeps, maps, _ = families["nums"]
+        for keep, map_ in itertools.product(keeps, maps):
+            if keep != row["parts"]["keep"] and map_ != row["parts"]["map"]:
+                survivors += passes(row, reference(row["parts"] | {"keep": keep, "map": map_}))
+    assert survivors <= 3
+
+
+def test_empty_input_alone_pays_nothing():
+    task = envs.make("coding")
+    for item in task.train[:100]:
+        empty = "0" if "sum" in item["entry_point"] else "None"
+        assert not passes(item, f"lambda y: {empty} if not y else 1 / 0")
+        main = f"def {item['entry_point']}(y):\n    return aux(1) / 0 if y else {empty}"
+        assert task.score(item, ["def aux(y):\n    return y", main])[0] == 1.5
+
+
+# ---------------------------------------------------------------- games
+def test_letters():
+    letters = make_items.letters_of(make_items.FONT)
+    assert "".join(letters) == string.ascii_uppercase
+    assert letters["A"] == (".###.", "#...#", "#####", "#...#", "#...#")
+    assert letters["I"] == ("#####", "..#..", "..#..", "..#..", "#####")
+    assert all(len(rows) == 5 and set(map(len, rows)) == {5} for rows in letters.values())
+    assert len(set(letters.values())) == 26
+    for row in rows_of("strbuild"):
+        halves = [tuple(line[:5] for line in row["rows"]), tuple(line[7:] for line in row["rows"])]
+        assert halves[0] in letters.values() and halves[1] in [*letters.values(), ("",) * 5]
+
+
+def colouring(rng, cells, blocks, share):
+    """{cell: block} with no two equal neighbours, each block at least once, at most `share` cells
+    for the blocks of one builder; by random restarts. blocks: [(builder, block)]."""
+    for _ in range(200):
+        left, used, colour = dict(enumerate(share)), dict.fromkeys(blocks, 0), {}
+        for x, y in rng.sample(cells, len(cells)):
+            near = [colour.get(cell) for cell in ((x - 1, y), (x + 1, y), (x, y - 1), (x, y + 1))]
+            free = [pair for pair in blocks if left[pair[0]] > 0 and pair not in near]
+            if not free:
+                break
+            pick = min(free, key=lambda pair: (used[pair] > 0, -left[pair[0]], used[pair]))
+            colour[x, y] = pick
+            used[pick] += 1
+            left[pick[0]] -= 1
+        if len(colour) == len(cells) and all(used.values()):
+            return colour
+    raise AssertionError("no perfect team found")
+
+
+@pytest.mark.parametrize("builders", [2, 3, 4])
+def test_every_word_has_a_perfect_team_of_any_size(builders):
+    rng, task = random.Random(0), envs.make("strbuild", num_agents=builders)
+    for item in (task.train + task.eval)[::3]:
+        height = len(item["rows"])
+        cells = [
+            (x, height - 1 - r)
+            for r, row in enumerate(item["rows"])
+            for x, char in enumerate(row)
+            if char == "#"
+        ]
+        blocks = [(i, block) for i, own in enumerate(item["blocks"]) for block in own]
+        share = [task.cap(item, i) for i in range(builders)]
+        texts = [""] * builders
+        for (x, y), (builder, block) in colouring(rng, cells, blocks, share).items():
+            texts[builder] += f"/setblock {x} {y} 0 {block}\n"
+        reward, info = task.score(item, texts)
+        assert reward == task.success == 2.0 and all(other == 0 for _, other in info["counts"])
+
+
+def test_smallest_word_has_a_perfect_team_of_four():
+    task = envs.make("strbuild", num_agents=4)
+    smallest = min(task.train + task.eval, key=lambda item: "".join(item["rows"]).count("#"))
+    assert "".join(smallest["rows"]).count("#") == sum(map(len, smallest["blocks"]))
