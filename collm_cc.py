@@ -29,7 +29,7 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from math import comb, inf
 from pathlib import Path
@@ -895,8 +895,8 @@ def logprobs(model, episodes, i: int, num_turns: int, temperature: float, share:
     logits = out.logits.to(model.dtype) / temperature  # (n, V)
     action, turn, owner, s = rows.roll(-1, 1)[predicts].unbind(-1)  # (n,) each
     logp = -F.cross_entropy(logits, action, reduction="none")  # (n,)
-    sampled = [torch.tensor(e.logps[i], dtype=torch.float64) for e in episodes]
-    sampled = pad_sequence(sampled).to(logp)  # (S, b)
+    sampled = [torch.tensor(e.logps[i], dtype=logp.dtype) for e in episodes]
+    sampled = pad_sequence(sampled).to(logp.device)  # (S, b)
     total = logp.new_zeros(num_turns, len(episodes))  # (T, b)
     total = total.index_put((turn, owner), logp, accumulate=True)
     return total, logp.detach() - sampled[s, owner]
@@ -1138,7 +1138,9 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
         learned["losses/explained_variance"] = explained_variance(returns, values, live)
         learned["losses/advantage_variance"] = advantage_variance
         metrics.append(learned)
-    return {name: torch.stack([x[name] for x in metrics]).mean(0).tolist() for name in learned}
+    means = {name: torch.stack([x[name] for x in metrics]).mean(0).tolist() for name in learned}
+    # Only the first minibatch meets the weights that sampled it
+    return means | {"losses/sampling_gap": metrics[0]["losses/sampling_gap"].tolist()}
 
 
 def explained_variance(returns, values, live) -> torch.Tensor:

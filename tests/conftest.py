@@ -1,9 +1,10 @@
+import functools
 import os
 import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-if "PYTEST_XDIST_WORKER" in os.environ:  # threads of processes that wait for each other's cores are ten times slower
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads that wait for each other's cores are slow
     os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -13,8 +14,10 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 
+import envs  # noqa: E402
 
 transformers.utils.logging.disable_progress_bar()
+envs.coding_items = functools.cache(envs.coding_items)  # half a second, a hundred times
 
 
 @pytest.fixture(autouse=True)
@@ -39,19 +42,21 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def other_model(tmp_path_factory):
-    """A local model of another architecture, shape and tokenizer: GPT-2, no chat template, pad equal to eos."""
+    """A local model of another architecture, shape and tokenizer: GPT-2, no chat template, pad
+    equal to eos."""
     folder = tmp_path_factory.mktemp("other") / "gpt2"
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<eos>"], initial_alphabet=alphabet)
+    options = {"special_tokens": ["<eos>"], "initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
+    trainer = trainers.BpeTrainer(vocab_size=300, **options)
     tokenizer.train_from_iterator(["def aux(x):\n    return x * 2\n"] * 4, trainer)
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
+    marks = {"eos_token": "<eos>", "pad_token": "<eos>"}
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks)
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    config = transformers.GPT2Config(
-        vocab_size=len(tokenizer), n_embd=48, n_layer=3, n_head=3, n_positions=4096, bos_token_id=0, eos_token_id=0
-    )
+    shape = {"n_embd": 48, "n_layer": 3, "n_head": 3, "n_positions": 4096}
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    config = transformers.GPT2Config(vocab_size=len(tokenizer), **shape, **ends)
     transformers.GPT2LMHeadModel(config).save_pretrained(folder)
     return str(folder)

@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from kill_and_resume import differences, family, gone, kill_and_resume, start, state, wait_for_events
+from kill_and_resume import (
+    differences,
+    equal,
+    family,
+    gone,
+    kill_and_resume,
+    start,
+    state,
+    wait_for_events,
+)
 from test_scripts import ROOT, SCRIPTS
 from test_scripts import train_short as train
 from tqdm import tqdm
@@ -29,7 +38,8 @@ def test_killed_runs_go_on_as_if_nothing_had_happened(tmp_path):
 
 
 def test_a_signal_saves_and_ends_the_run(tmp_path):
-    run, folder = start("collm_cc", tmp_path, "one", "--total-env-steps", "100000"), tmp_path / "runs/one"
+    run = start("collm_cc", tmp_path, "one", "--total-env-steps", "100000")
+    folder = tmp_path / "runs/one"
     wait_for_events(run, folder, 0)
     pids = family(run.pid)
     run.send_signal(signal.SIGTERM)
@@ -41,15 +51,16 @@ def test_a_signal_saves_and_ends_the_run(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_from_the_moment_that_logs_exist(number, elsewhere, monkeypatch):
-    handlers, open_run = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}, envs.open_run
+def test_a_signal_ends_the_run_after_an_iteration_from_the_moment_that_logs_exist(number, elsewhere, monkeypatch):
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    open_run = collm_dc.open_run
 
     def interrupted(*given):
-        writer = open_run(*given)
+        opened = open_run(*given)
         signal.raise_signal(number)
-        return writer
+        return opened
 
-    monkeypatch.setattr(envs, "open_run", interrupted)
+    monkeypatch.setattr(collm_dc, "open_run", interrupted)
     try:
         folder = train(collm_dc, "one", total_env_steps=100)
     except KeyboardInterrupt:
@@ -57,7 +68,7 @@ def test_a_signal_saves_from_the_moment_that_logs_exist(number, elsewhere, monke
     finally:
         for n, handler in handlers.items():
             signal.signal(n, handler)
-    assert state(folder)["iteration"] == 0
+    assert state(folder)["iteration"] == 1
 
 
 def resumed(script, folder, **changes):
@@ -74,9 +85,11 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before(elsewhere, capsys):
         newest.write_bytes(data[: len(data) // 2]) if name == "half" else newest.unlink()
         capsys.readouterr()
         resumed(collm_cc, part, total_env_steps=12)
-        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+        lines = capsys.readouterr().err.splitlines()
+        said = [line for line in lines if line.startswith("warning: ")]
         assert (len(said) == 1 and newest.name in said[0]) or name == "gone"
-        assert not [x for x in differences(whole, part) if "eval/" not in x]  # part was evaluated at its first end
+        # part was evaluated at its first end too
+        assert not [x for x in differences(whole, part) if "eval/" not in x]
     for path in part.glob("checkpoint_*.pt"):
         path.write_bytes(b"PK")
     with pytest.raises(envs.UserError, match="no checkpoint there that can be read"):
@@ -84,14 +97,52 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before(elsewhere, capsys):
 
 
 def test_a_checkpoint_of_other_arguments_is_refused(elsewhere):
-    two, one = (
-        train(collm_cc, "two", total_env_steps=1),
-        train(collm_cc, "one", total_env_steps=1, num_agents=1, seed=2),
-    )
+    two = train(collm_cc, "two", total_env_steps=1)
+    one = train(collm_cc, "one", total_env_steps=1, num_agents=1, seed=2)
     for path in one.glob("checkpoint_*.pt"):
         shutil.copy(path, two)
-    with pytest.raises(envs.UserError, match=r"--resume runs/two: the run has other values of seed, num_agents$"):
+    told = r"--resume runs/two: the run has other values of seed, num_agents$"
+    with pytest.raises(envs.UserError, match=told):
         resumed(collm_cc, two)
+
+
+def test_what_changes_only_rounding_may_change_on_resume(elsewhere):
+    """Portions and recomputation: what one changes after running out of memory."""
+    whole = train(collm_cc, "whole", total_env_steps=8, dtype="float64")
+    part = train(collm_cc, "part", total_env_steps=4, dtype="float64")
+    flags = {"microbatch_tokens": 64, "gradient_checkpointing": True}
+    resumed(collm_cc, part, total_env_steps=8, **flags)
+    a, b = state(whole), state(part)
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-9, msg=name)
+
+
+def test_other_ranks_make_other_minibatches_which_one_line_says(elsewhere, capsys):
+    for num_minibatches in (1, 2):
+        name = f"run{num_minibatches}"
+        folder = train(collm_cc, name, total_env_steps=4, num_minibatches=num_minibatches)
+        for path in folder.glob("checkpoint_*.pt"):  # as two ranks would have written it
+            torch.save(torch.load(path) | {"ranks": 2}, path)
+        capsys.readouterr()
+        resumed(collm_cc, folder, total_env_steps=4)
+        lines = capsys.readouterr().err.splitlines()
+        said = [line for line in lines if "ranks" in line]
+        told = "runs/run2 had 2 ranks: its minibatches will be others from here on"
+        assert said == ([told] if num_minibatches == 2 else [])
+
+
+def test_a_checkpoint_is_loaded_on_the_cpu(elsewhere, monkeypatch):
+    """On a GPU it would stand beside the models, as large as they are."""
+    folder, load, places = train(collm_dc, "one", total_env_steps=4), torch.load, []
+
+    def spy(*given, **options):
+        places.append(str(options["map_location"]))
+        return load(*given, **options)
+
+    monkeypatch.setattr(torch, "load", spy)
+    resumed(collm_dc, folder, total_env_steps=4)
+    assert places == ["cpu"]
 
 
 def test_a_model_of_another_shape_is_refused(elsewhere, other_model):
@@ -99,57 +150,69 @@ def test_a_model_of_another_shape_is_refused(elsewhere, other_model):
     folder = train(collm_dc, "shape", total_env_steps=1, model=["model"])
     shutil.rmtree("model")
     shutil.copytree(other_model, "model")
-    with pytest.raises(envs.UserError, match="--resume runs/shape: its model 0 has other shapes than --model"):
+    told = r"--resume runs/shape: its agent 0 \(model\) has other shapes than --model"
+    with pytest.raises(envs.UserError, match=told):
         resumed(collm_dc, folder)
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(elsewhere, monkeypatch, capsys):
     folder = train(collm_cc, "disk", total_env_steps=1)
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "events" not in path.name}
+    files = [path for path in folder.rglob("*") if path.is_file() and "events" not in path.name]
+    before = {path: path.read_bytes() for path in files}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     argv = ["collm_cc", "--resume", str(folder), "--total-env-steps", "20"]
     monkeypatch.setattr(sys, "argv", argv)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))  # a file can not grow beyond: EFBIG, as for ENOSPC
+    # A file can not grow beyond that: EFBIG, as ENOSPC
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
     try:
         with pytest.raises(SystemExit) as stop:
-            envs.command_line(collm_cc.Args, collm_cc.main)
+            collm_cc.command_line(collm_cc.Args, collm_cc.main)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert stop.value.code == 2 and len(error) == 1
     assert "can not be written, what was saved before stays" in error[0]
     after = {path: path.read_bytes() for path in before}
-    assert {path for path in before if before[path] != after[path]} <= {folder / "args.json"}  # more steps were asked
+    changed = {path for path in before if before[path] != after[path]}
+    assert changed <= {folder / "args.json"}  # more steps were asked for
     resumed(collm_cc, folder, total_env_steps=20)
     assert not list(folder.glob("*.tmp"))
 
 
 NAN = {
-    "agent": (mc_baseline, "logprobs", r"iteration 1, agent 0: the gradient norm is nan"),
-    "critic": (collm_dc, "Critic.forward", r"iteration 1, critic of agents \[0\]: the gradient norm is nan"),
-    "joint": (collm_cc, "Critic.forward", r"iteration 1, critic of agents \[0, 1\]: the gradient norm is nan"),
+    "agent": (mc_baseline, r"agent 0 \(models/tiny\): its gradient norm is nan"),
+    "critic": (collm_dc, r"critic of agents \[0\]: its gradient norm is nan"),
+    "joint": (collm_cc, r"critic of agents \[0, 1\]: its gradient norm is nan"),
 }
 
 
 @pytest.mark.parametrize("case", NAN)
 def test_what_is_not_finite_stops_the_run_and_is_named(case, elsewhere, monkeypatch, capsys):
-    script, function, said = NAN[case]
+    script, said = NAN[case]
     folder = train(script, "nan", total_env_steps=1)
     good = state(folder)
-    owner, name = (script.Critic, "forward") if "." in function else (script, function)
-    original = getattr(owner, name)
-    monkeypatch.setattr(owner, name, lambda *args, **kwargs: original(*args, **kwargs) * torch.nan)
-    argv = [script.__name__, "--resume", str(folder), "--total-env-steps", "50", "--save-every", "1"]
-    monkeypatch.setattr(sys, "argv", argv)
+    if case == "agent":
+        logprobs = script.logprobs
+
+        def broken(*given, **options):
+            total, gap = logprobs(*given, **options)
+            return total * torch.nan, gap
+
+        monkeypatch.setattr(script, "logprobs", broken)
+    else:
+        forward = script.Critic.forward
+        monkeypatch.setattr(script.Critic, "forward", lambda *given: forward(*given) * torch.nan)
+    argv = [script.__name__, "--resume", str(folder), "--total-env-steps", "50"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--save-every", "1"])
     bars = set(tqdm._instances)
     with pytest.raises(SystemExit) as stop:
-        envs.command_line(script.Args, script.main)
+        script.command_line(script.Args, script.main)
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert stop.value.code == 1 and len(error) == 1
     assert re.search(said, error[0]), error
-    assert set(tqdm._instances) <= bars  # a bar that stays would shift the lines of the next run in this process
+    assert set(tqdm._instances) <= bars  # a bar that stays would shift the lines of the next run
     after = state(folder)
-    assert all(torch.equal(good[k], after[k]) if torch.is_tensor(good[k]) else good[k] == after[k] for k in good)
+    assert all(equal(good[name], after[name]) for name in good)
 
 
 def test_a_model_whose_logits_are_not_finite_is_named(elsewhere):
@@ -158,18 +221,23 @@ def test_a_model_whose_logits_are_not_finite_is_named(elsewhere):
     with torch.no_grad():
         model.get_input_embeddings().weight[4000] = torch.nan
     model.save_pretrained("model")
-    with pytest.raises(FloatingPointError, match=r"iteration 0, agent 0: the gradient norm is nan"):
-        train(mc_baseline, "nan", total_env_steps=1, model=["model"])
+    for script in SCRIPTS:
+        with pytest.raises(
+            FloatingPointError, match=r"agent 0 \(model\): its logits are not finite"
+        ):
+            train(script, "nan", total_env_steps=1, model=["model"])
+    assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_args_json_that_is_not_one(script, elsewhere):
     folder = Path("runs/broken")
     folder.mkdir(parents=True)
-    for text in ("", "[]", "{}", '{"exp_name": "%s", "no_such": 1}' % script.__name__):  # noqa: UP031
+    unknown = json.dumps({"exp_name": script.__name__, "no_such": 1})
+    for text in ("", "[]", "[1]", '"x"', unknown):
         (folder / "args.json").write_text(text)
-        with pytest.raises(envs.UserError, match=r"must be the folder of a run, with its args.json"):
-            envs.parse_args(script.Args, ["--resume", str(folder)])
+        with pytest.raises(envs.UserError, match=r"must be the folder of a run, with its args"):
+            script.parse_args(script.Args, ["--resume", str(folder)])
 
 
 def test_the_kill_script_has_a_command_line(monkeypatch, capsys):

@@ -1,8 +1,23 @@
-"""What larger models need: adapters over one shared base, a KL penalty, recomputed activations, several devices."""
+"""What larger models need: adapters over one shared base, a KL penalty, recomputed activations."""
+
+import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from test_algorithm import CPU, SCRIPTS, make_args, make_team, play, record_gradients, responses, run_update
+from safetensors.torch import load_file
+from test_algorithm import (
+    CPU,
+    SCRIPTS,
+    make_agent,
+    make_args,
+    make_team,
+    play,
+    record_gradients,
+    responses,
+    run_update,
+)
 from test_scripts import train_short, weights
 from transformers import AutoModelForCausalLM
 
@@ -19,20 +34,22 @@ def nudge(agents, seed=5, scale=0.02):
             p += scale * torch.randn(p.shape, generator=generator, dtype=p.dtype)
 
 
-@pytest.mark.parametrize(("script", "lora_rank"), [*((script, 0) for script in SCRIPTS), (collm_cc, 2)])
+CASES = [*((script, 0) for script in SCRIPTS), (collm_cc, 2)]
+
+
+@pytest.mark.parametrize(("script", "lora_rank"), CASES)
 def test_kl_penalty_equals_a_naive_reference(script, lora_rank, monkeypatch):
-    """The gradient that kl_coef adds is that of the mean of 0.5 (log pi - log reference)^2 over responses."""
+    """The gradient that kl_coef adds is that of the mean of 0.5 (log pi - log reference)^2 over
+    responses."""
     if lora_rank:
         pytest.importorskip("peft")
-    args = make_args(script, kl_coef=0.3, lora_rank=lora_rank, norm_adv=False, num_generations=2, microbatch_tokens=300)
+    flags = {"lora_rank": lora_rank, "num_generations": 2, "microbatch_tokens": 300}
+    args = make_args(script, kl_coef=0.3, **flags)
     agents, critics = make_team(script, args)
     nudge(agents)
     _, episodes = play(script, agents, args)
     for e in episodes:  # no advantages: nothing but the penalty is left
         e.rewards = [0.0] * len(e.rewards)
-    for critic in critics:
-        torch.nn.init.zeros_(critic.head.weight)
-        torch.nn.init.zeros_(critic.head.bias)
     base = AutoModelForCausalLM.from_pretrained("models/tiny", dtype=torch.float64).eval()
     live, expected, kl = sum(len(e.rewards) for e in episodes), [], []
     for i, agent in enumerate(agents):
@@ -40,12 +57,15 @@ def test_kl_penalty_equals_a_naive_reference(script, lora_rank, monkeypatch):
         for e in episodes:
             ids = torch.tensor([e.tokens[i]])
             mine, start = (m(ids).logits[0].log_softmax(-1) for m in (agent.model, base))
-            ratios += [sum((mine - start.detach())[p - 1, e.tokens[i][p]] for p in range(*s)) for s in responses(e, i)]
+            ratio = mine - start.detach()
+            spans = responses(e, i)
+            ratios += [sum(ratio[p - 1, e.tokens[i][p]] for p in range(*span)) for span in spans]
         kl.append(sum(ratios).item() / live)
         loss = 0.3 * sum(0.5 * x**2 for x in ratios) / live
         trained = [p for p in agent.parameters() if p.requires_grad]
         grads = dict(zip(trained, torch.autograd.grad(loss, trained), strict=True))
-        expected.append(torch.cat([grads.get(p, torch.zeros_like(p)).flatten() for p in agent.parameters()]))
+        flat = [grads.get(p, torch.zeros_like(p)).flatten() for p in agent.parameters()]
+        expected.append(torch.cat(flat))
     seen = record_gradients(script, monkeypatch)
     metrics = run_update(script, episodes, agents, critics, args)
     assert metrics["losses/kl"] == pytest.approx(kl, rel=1e-8)
@@ -53,13 +73,15 @@ def test_kl_penalty_equals_a_naive_reference(script, lora_rank, monkeypatch):
         assert reference.norm() > 1e-3
         torch.testing.assert_close(gradient, reference, rtol=1e-8, atol=1e-10, msg=name)
     args.kl_coef = 0.0
-    assert "losses/kl" not in run_update(script, episodes, agents, critics, args)
+    agents, critics = make_team(script, args)
+    assert not any(agent.reference for agent in agents)
+    assert run_update(script, episodes, agents, critics, args)["losses/kl"] == [0.0, 0.0]
     assert all(gradient.norm() == 0 for _, gradient in seen[-len(agents) :])
 
 
 @pytest.mark.parametrize(("script", "lora_rank"), [(collm_cc, 0), (collm_dc, 2)])
 def test_gradient_checkpointing_changes_only_what_is_kept(script, lora_rank, monkeypatch):
-    """The same gradients, while less is kept for the backward pass; rollouts and dropout are as without it."""
+    """The same gradients, while less is kept for the backward pass; rollouts are as without it."""
     if lora_rank:
         pytest.importorskip("peft")
     seen, kept, episodes = [], [], None
@@ -77,7 +99,10 @@ def test_gradient_checkpointing_changes_only_what_is_kept(script, lora_rank, mon
             sizes.append(x.numel())
             return x
 
-        with monkeypatch.context() as patch, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        with (
+            monkeypatch.context() as patch,
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x),
+        ):
             seen.append(record_gradients(script, patch))
             run_update(script, episodes, agents, critics, args)
         kept.append(sum(sizes))
@@ -91,20 +116,23 @@ def test_lora_shares_its_base_and_saves_adapters(script, elsewhere):
     peft = pytest.importorskip("peft")
     args = make_args(script, lora_rank=4, dtype="float32")
     agents, critics = make_team(script, args)
-    trained = [name for model in [*agents, *critics] for name, p in model.named_parameters() if p.requires_grad]
-    assert all(".lora_" in name or name.startswith("head.") for name in trained)
+    for model in [*agents, *critics]:
+        trained = [name for name, p in model.named_parameters() if p.requires_grad]
+        assert trained and all(".lora_" in x or x.startswith("head.") for x in trained)
     frozen = [[p.data_ptr() for p in a.parameters() if not p.requires_grad] for a in agents]
     assert len(frozen[0]) > 30 and frozen[0] == frozen[1]
     for critic in critics:
-        assert {p.data_ptr() for p in critic.parameters() if not p.requires_grad} <= set(frozen[0])
+        theirs = {p.data_ptr() for p in critic.parameters() if not p.requires_grad}
+        assert theirs <= set(frozen[0])
     folder = train_short(script, "whole", lora_rank=4, total_env_steps=1)
     after, *_ = weights(folder)
     assert after and all(".lora_" in name or ".head." in name or ".adam." in name for name in after)
     start = AutoModelForCausalLM.from_pretrained("models/tiny")
     ids = torch.arange(2, 40)[None]
-    base = peft.PeftModel.from_pretrained(start, folder / "agent_0")
+    base = peft.PeftModel.from_pretrained(start, folder / "agent_0/adapter")
+    merged = AutoModelForCausalLM.from_pretrained(folder / "agent_0")
     with torch.inference_mode():
-        adapted, plain = base(ids).logits, AutoModelForCausalLM.from_pretrained(folder / "agent_0")(ids).logits
+        adapted, plain = base(ids).logits, merged(ids).logits
         with base.disable_adapter():
             assert (base(ids).logits - adapted).abs().max() > 1e-4
     torch.testing.assert_close(adapted, plain)
@@ -119,43 +147,102 @@ def test_lora_resumes_exactly(elsewhere):
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.fixture
+def trained_adapter(tmp_path):
+    """(agent with a LoRA adapter of rank 4 that has moved, the folder that it is exported to)."""
+    pytest.importorskip("peft")
+    agent = make_agent(lora_rank=4)
+    nudge([agent])
+    agent.export(tmp_path / "trained")
+    return agent, str(tmp_path / "trained")
+
+
+IDS = torch.arange(2, 40)[None]
+
+
+def logits_of(model):
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def test_lora_goes_on_with_a_trained_adapter(trained_adapter):
+    """It computes what the exported agent does, its adapter trains, and the base is shared."""
+    trained, folder = trained_adapter
+    frozen, args = {}, make_args(collm_cc, lora_rank=4, kl_coef=0.1)
+    agents = [collm_cc.Agent(i, folder, args, CPU, frozen) for i in (0, 1)]
+    assert (logits_of(trained.model) - logits_of(make_agent().model)).abs().max() > 1e-2
+    for agent in agents:
+        torch.testing.assert_close(logits_of(agent.model), logits_of(trained.model))
+        torch.testing.assert_close(logits_of(agent.reference[0]), logits_of(trained.model))
+    names = [name for name, p in agents[0].named_parameters() if p.requires_grad]
+    expected = [name for name, p in trained.named_parameters() if p.requires_grad]
+    assert names == expected and all(".lora_" in name for name in names)
+    shared = [[p.data_ptr() for p in a.parameters() if not p.requires_grad] for a in agents]
+    assert shared[0] == shared[1]
+    nudge(agents[:1], seed=6)
+    assert (logits_of(agents[0].model) - logits_of(agents[1].model)).abs().max() > 1e-2
+
+
+def test_an_adapter_of_another_rank_is_refused(trained_adapter):
+    _, folder = trained_adapter
+    told = r"--lora-rank 8: the adapter in .*trained/adapter has rank 4$"
+    with pytest.raises(envs.UserError, match=told):
+        make_agent(model=folder, lora_rank=8)
+
+
+def test_without_lora_an_exported_adapter_is_the_merged_model(trained_adapter):
+    trained, folder = trained_adapter
+    agent = make_agent(model=folder)
+    assert all(p.requires_grad for p in agent.parameters())
+    torch.testing.assert_close(logits_of(agent.model), logits_of(trained.model))
+
+
+def test_a_bare_adapter_without_its_tokenizer_is_one_line(trained_adapter):
+    _, folder = trained_adapter
+    for lora_rank, step in [(4, "tokenizer"), (0, "config")]:
+        with pytest.raises(envs.UserError, match=f"its {step} can not be loaded"):
+            make_agent(model=f"{folder}/adapter", lora_rank=lora_rank)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_run_starts_from_the_adapters_of_another(script, elsewhere):
+    """Also critics, which have no adapter to go on with: theirs are new, over the same base."""
+    pytest.importorskip("peft")
+    first = train_short(script, "first", lora_rank=2, total_env_steps=4)
+    agents = [str(first / f"agent_{i}") for i in (0, 1)]
+    second = train_short(script, "second", lora_rank=2, total_env_steps=4, model=agents)
+    (a, *_), (b, *_) = weights(first), weights(second)
+    assert a.keys() == b.keys()
+    adapters = [name for name in a if name.startswith("0.model") and ".lora_B" in name]
+    assert adapters and all((a[name] != 0).any() for name in adapters)
+    # One step of AdamW moves a weight by its learning rate at most
+    rate = script.Args.__dataclass_fields__["actor_lr"].default_factory()[0]
+    for name in adapters:
+        assert 0 < (a[name] - b[name]).abs().max() <= 1.01 * rate
+    config = json.loads(Path(second, "agent_0/adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "models/tiny" and config["r"] == 2
+
+
+def test_two_adapters_without_a_step_stay_the_same(trained_adapter, tmp_path):
+    """Exported again, an adapter that went on without training is the one that it was."""
+    trained, folder = trained_adapter
+    again = make_agent(model=folder, lora_rank=4)
+    again.export(tmp_path / "again")
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        a, b = (load_file(f"{path}/{name}") for path in (folder, tmp_path / "again"))
+        assert a.keys() == b.keys()
+        for key in a:
+            torch.testing.assert_close(a[key], b[key])
+
+
 def test_without_peft_the_error_names_the_command(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(envs.UserError, match="pip install peft"):
-        collm_cc.Agent("models/tiny", make_args(collm_cc, lora_rank=4), CPU)
+        make_agent(lora_rank=4)
 
 
-@pytest.mark.parametrize("script", [collm_dc])
-def test_agents_on_devices_of_their_own_train_the_same(script, elsewhere):
-    """Every agent and critic placed by itself, agents acting at once, or all together one after the other."""
-    (a, *_), (b, *_) = (
-        weights(train_short(script, f"run{len(devices)}", agent_devices=devices)) for devices in ([], ["cpu", "cpu"])
-    )
-    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def test_models_go_to_their_devices(monkeypatch):
-    """Agents first, then critics, the list over and over; here on a device that computes nothing."""
-    placed = []
-    load = envs.load_model
-
-    def record(auto_class, name, args, device):
-        placed.append(str(device))
-        return load(auto_class, name, args, CPU)
-
-    class Stop(Exception):
-        pass
-
-    def stop(args):
-        raise Stop
-
-    monkeypatch.setattr(envs, "load_model", record)
-    monkeypatch.setattr(envs, "run_folder", stop)
-    for script, expected in zip(SCRIPTS, ([0, 1, 0], [0, 1, 0, 1], [0, 1]), strict=True):
-        placed.clear()
-        monkeypatch.setattr(
-            script, "Critic", lambda name, reads, args, device: placed.append(str(device)), raising=False
-        )
-        with pytest.raises(Stop):
-            script.main(script.Args(agent_devices=["cuda:0", "cuda:1"], device="cpu", num_envs=4))
-        assert placed == [f"cuda:{k}" for k in expected]
+def test_models_of_one_name_are_shared_only_with_lora():
+    """Without it each agent has weights of its own, which train apart."""
+    frozen, args = {}, make_args(collm_cc)
+    a, b = (collm_cc.Agent(i, "models/tiny", args, CPU, frozen) for i in (0, 1))
+    assert not {p.data_ptr() for p in a.parameters()} & {p.data_ptr() for p in b.parameters()}
