@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 import envs  # noqa: E402
+import sandbox  # noqa: E402
 
 END, PAD, ROLES = "<|end|>", "<|pad|>", ["<|system|>", "<|user|>", "<|assistant|>"]
 TEMPLATE = (
@@ -471,7 +472,7 @@ def well_formed(task, item, agent, action, info):
         return task.tokens[0] <= len(action.split()) <= task.tokens[1] and action[-1] in ".?!"
     if task.name == "coding":
         name = [item["entry_point"], "aux"][agent == 0]
-        return envs.coding_tree(action)[0] is not None and envs.coding_defines(action, name)
+        return sandbox.parses(action) and sandbox.returns_value(action, name)
     run, other = info["counts"][agent]
     return run > 0 and other == 0
 
