@@ -142,8 +142,12 @@ THOUGHT_ENDS = re.compile(
 THOUGHT_BEGINS = re.compile(rf"<{THOUGHT}>|\[THINK\]", re.IGNORECASE)
 SPECIAL_TOKEN = re.compile(r"<\|[^<>|\n]*\|>|<｜[^<>｜\n]*｜>|</?s>|<(?:eos|pad|end_of_turn)>")
 # tags that models put around code in the place of a fence
-CODE_TAG = re.compile(r"^[ \t]*(?:<(?:code|python|pre)>|\[PYTHON\])", re.IGNORECASE | re.MULTILINE)
-CODE_TAG_END = re.compile(r"(?:</(?:code|python|pre)>|\[/PYTHON\])[ \t]*$", re.I | re.MULTILINE)
+CODE_TAG = re.compile(
+    r"^[ \t]*(?:(?:<(?:code|python|pre)(?: [^<>\n]*)?>)+|\[PYTHON\])", re.IGNORECASE | re.MULTILINE
+)
+CODE_TAG_END = re.compile(
+    r"(?:(?:</(?:code|python|pre)>)+|\[/PYTHON\])[ \t]*$", re.I | re.MULTILINE
+)
 
 PYTHON = frozenset("python py python3 py3 python2 ipython ipython3 pycon pyi sage".split())
 OTHER_LANGUAGES = frozenset(
@@ -157,6 +161,9 @@ NESTING = frozenset(["markdown", "md"])
 FENCE_LEAD = r"(?:[ \t]|>[ \t]?|[-*+•][ \t]+|\d+[.)][ \t]+)*"  # indentation, quotes and list marks
 FENCE = re.compile(rf"^(?P<lead>{FENCE_LEAD})(?P<mark>`{{3,}}|~{{3,}})[ \t]*(?P<label>[^`\n]*)$")
 ONE_LINE_FENCE = re.compile(r"```[ \t]*(?:(?:python3?|py)[ \t]+)?([^`\n]+?)[ \t]*```", re.I)
+QUOTES_AS_FENCE = re.compile(
+    r"^('''|\"\"\")(?:python3?|py)[ \t]*\n(.*?)^\1[ \t]*$", re.I | re.MULTILINE | re.DOTALL
+)
 GLUED_FENCE = re.compile(
     r"^(?P<text>.*[^\s`~>].*?)(?P<fence>```[ \t]*(?:python3?|py)?[ \t]*)$", re.I
 )
@@ -184,6 +191,11 @@ def python_in(text, wanted=()):
     if not any(block.fenced for block in blocks):
         return unfenced_code(text)
     pieces = [piece for block in blocks for piece in pieces_of(block)]
+    whole = "\n".join(block.text for block in blocks if block.fenced and is_python(block))
+    if not all(is_complete(pieces, name) for name in wanted):
+        tree, _ = syntax_tree(whole)  # a function in several blocks
+        if tree and all(definitions(tree, name) for name in wanted):
+            return whole
     return "\n\n".join(piece.code for piece in chosen(pieces, wanted))
 
 
@@ -194,7 +206,8 @@ def answer_of(text):
     text = text[start:]
     if begin := THOUGHT_BEGINS.search(text):  # it never ends: no answer follows
         text = text[: begin.start()]
-    text = SPECIAL_TOKEN.sub("", text)
+    text = SPECIAL_TOKEN.sub("", text).removeprefix("\ufeff")
+    text = QUOTES_AS_FENCE.sub(r"```python\n\2```", text)
     if CODE_TAG.search(text):
         text = CODE_TAG.sub("```python\n", text)
         text = CODE_TAG_END.sub("\n```", text)
@@ -256,7 +269,9 @@ def language(label):
     word = words[0] if words else ""
     if word in PYTHON or re.fullmatch(r"python[\d_]*", word):
         return "python"
-    return word if word in OTHER_LANGUAGES or word in NESTING else "other" if word else ""
+    if word in OTHER_LANGUAGES or word in NESTING:
+        return word
+    return "other" if len(words) == 1 else ""  # several: a sentence after the fence
 
 
 def code_after_label(label):
@@ -299,6 +314,14 @@ class Piece(NamedTuple):
     rank: int  # 0: of a Python or unnamed fence; 1: without a fence; 2: of another language's
 
 
+def is_python(block):
+    return block.label not in OTHER_LANGUAGES and block.label not in NESTING
+
+
+def is_complete(pieces, name):
+    return any(name in names_defined(piece, complete=True) for piece in pieces)
+
+
 def pieces_of(block):
     """The pieces in a block: one, or none."""
     if block.label in NESTING:
@@ -321,8 +344,10 @@ def fenced_code(block):
     if first.strip().lower() in PYTHON:
         text = rest
     tries = [text, shifted(text), session_code(text), without_drafts(shifted(text))]
-    if not block.closed:
+    if not block.closed or not block.label:
         tries.append(unfenced_code(text))
+    if not block.closed:  # the text was cut off
+        tries.append("\n".join(itertools.chain.from_iterable(chunks(shifted(text))[:-1])))
     return next((code for code in tries if code is not None and parses(code)), shifted(text))
 
 
@@ -448,7 +473,9 @@ WORDS = re.compile(r"(?:[`*]*\w[\w'’-]*[`*]*[,;:.!?]*(?:\s+|$))+")  # with onl
 KEYWORDS = frozenset([*keyword.kwlist, "match", "case"])
 BULLET = re.compile(r"^\s*(?:[-*>•]+|\d+[.)]|#{2,})\s+")
 BOLD = re.compile(r"\*\*[^*\n]+\*\*:?(?![\w({\[])")  # at the start of a line no Python
-TAG = re.compile(r"</?\w+>|(?:```|~~~).*|[-=_*]{3,}")
+TAG = re.compile(r"</?\w+>|(?:```|~~~).*|[-=_*]{3,}|`+")
+ASSIGNMENT = re.compile(r"[\w.]+(?:\[.*?\])?(?:\s*,\s*[\w.]+)*\s*(?::[^=]*)?[-+*/|&%@]?=(?!=)")
+SAME_LINE = re.compile(r"^[^\n:#'\"()]{1,60}:[ \t]+(?=(?:def|class)[ \t]+\w+)")
 INLINE_CODE = re.compile(r"^(\s*)(`{1,2})([^`]+)\2\s*$")
 
 
@@ -476,6 +503,8 @@ def unfenced_code(text):
     for line in text.split("\n"):
         if inline := INLINE_CODE.match(line):
             line = inline[1] + inline[3]
+        if not quoted:
+            line = SAME_LINE.sub("", line)
         if quoted or not is_prose(line):
             lines.append(line)
             quoted ^= (line.count('"""') + line.count("'''")) % 2 == 1
@@ -498,36 +527,37 @@ def chunks(code):
     return [chunk for chunk in found if chunk]
 
 
+def is_talk(line):
+    """Whether a line of code that does not parse is no Python, not even broken: it neither parses
+    nor begins with a keyword nor assigns; or it is an item of a list."""
+    text = line.strip()
+    if not text or parses(text):
+        return False
+    if BULLET.match(line):
+        return text.count("(") == text.count(")")
+    word = re.match(r"\w*", line)[0]
+    return not (word in KEYWORDS or ASSIGNMENT.match(line) or re.match(r"[\s@)\]}#\"']", line))
+
+
 def without_talk(code):
-    """`code` without first lines of chunks that are no Python, not even broken: they neither parse
-    nor begin with a keyword nor assign."""
-
-    def is_talk(line):
-        word = re.match(r"\w*", line)[0]
-        python = word in KEYWORDS or "=" in line or line[:1] in "@)]}#\"'" or line[:1].isspace()
-        return bool(line.strip()) and not python and not parses(line)
-
     kept = []
     for head, *body in chunks(code):
         multi_line_call = any(line.startswith((")", "]", "}")) for line in body)
-        kept += body if is_talk(head) and not multi_line_call else [head, *body]
+        if not is_talk(head) or multi_line_call:
+            kept.append(head)
+        kept += [line for line in body if not (BULLET.match(line) and is_talk(line))]
     return "\n".join(kept)
 
 
 def without_drafts(code):
-    """`code` without definitions that do not parse where a later one of the same name does."""
+    """`code` without definitions that do not parse where another of the same name does."""
     if parses(code):
         return code
-    kept, complete = [], set()
-    for chunk in reversed(chunks(code)):
-        text = "\n".join(chunk)
-        name = re.match(r"(?:@.*\n)*def\s+(\w+)", text)
-        if name and name[1] in complete and not parses(text):
-            continue
-        if name and parses(text):
-            complete.add(name[1])
-        kept.append(text)
-    return "\n".join(reversed(kept))
+    texts = ["\n".join(chunk) for chunk in chunks(code)]
+    names = [re.match(r"(?:@.*\n)*def\s+(\w+)|", text)[1] for text in texts]
+    whole = {name for name, text in zip(names, texts) if name and parses(text)}
+    kept = [text for name, text in zip(names, texts) if name not in whole or parses(text)]
+    return "\n".join(kept)
 
 
 def without_idle(code):

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import envs
+import sandbox
 
 PROBLEM = {"prompt": "", "entry_point": "f", "test": "def check(g):\n    assert g(2) == 3\n    assert g(4) == 5"}
 HONEST = ("def f(x): return x + 1", 2, 5)
@@ -47,7 +47,7 @@ def usage():
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended
             parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-            orphans += parent == "1" and b"class _SandboxWorker" in (folder / "cmdline").read_bytes()
+            orphans += parent == "1" and b"class Worker:" in (folder / "cmdline").read_bytes()
     memory = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) / 256 for pid in pids]  # pages of 4 KB
     return {
         "processes": (len(pids) + orphans, 0),
@@ -61,7 +61,7 @@ def usage():
 def run(index):
     """Whether program `index` has the verdict that it deserves."""
     program, passed, seconds = ATTACKS[index // 10 % len(ATTACKS)] if index % 10 == 0 else HONEST
-    return envs.run_tests(PROBLEM, "", program, seconds, 10.0)["passed"] == passed
+    return sandbox.run_tests(PROBLEM, "", program, seconds, 10.0)["passed"] == passed
 
 
 def soak(programs):
