@@ -860,7 +860,7 @@ def pass_at_k(n, c, k):
 def text_of(row, *fields):
     """The text of the first of `fields` that a row has; UserError."""
     for field in fields:
-        if field in row:
+        if row.get(field) is not None:
             if not isinstance(row[field], str):
                 kind = type(row[field]).__name__
                 raise UserError(f"field '{field}' must be a string, not {kind}")
@@ -881,10 +881,10 @@ def mbpp_row(row):
     or of EvalPlus' MBPP+ (a `test` that runs at once, or `assertion`), in HumanEval's fields."""
     task = text_of(row, "text", "prompt")
     code = tree_of(text_of(row, "code", "canonical_solution"), "code")
-    tests = row.get("test_list", row.get("assertion"))
-    tests = [tests] if isinstance(tests, str) else tests
-    if not isinstance(tests, list) or not all(isinstance(test, str) for test in tests):
-        raise UserError("field 'test_list' must be a list of strings")
+    tests = row.get("test_list") or row.get("assertion") or []
+    tests = [tests] if isinstance(tests, str) else list(tests)
+    if not tests or not all(isinstance(test, str) for test in tests):
+        raise UserError("field 'test_list' must be a list of tests, as strings")
     tests = tree_of("\n".join(tests), "test_list").body
     function = called_function(code, tests)
     tests += tree_of(row.get("test") or "", "test").body
@@ -974,9 +974,10 @@ class Coding(Task):
 
     def parse(self, row):
         """The item of a row; `left_out` has its tests that are broken in themselves."""
-        if "test_list" in row or "assertion" in row or ("text" in row and "test" not in row):
+        fields = {field for field, value in row.items() if value is not None}
+        if fields & {"test_list", "assertion"} or ("text" in fields and "test" not in fields):
             row = mbpp_row(row)
-        elif "base_input" in row and "test" not in row:
+        elif "base_input" in fields and "test" not in fields:
             row = evalplus_row(row)
         item = {field: text_of(row, field) for field in ("prompt", "entry_point", "test")}
         name = item["entry_point"]
@@ -1011,7 +1012,7 @@ class Coding(Task):
             [item for item in split if sandbox.tests_of(*self.problem(item))]
             for split in (train, held_out)
         ]
-        if not all(splits):
+        if not any(splits):
             raise UserError(f"--dataset {dataset}: no rows with tests")
         return tuple(splits)
 

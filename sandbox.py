@@ -1378,7 +1378,9 @@ class Step(NamedTuple):
     """A top-level statement of a problem's tests."""
 
     code: types.CodeType
-    names: frozenset  # that it makes or changes: gone if it fails
+    reads: set  # names of the tests' space
+    stores: set
+    makes: set  # that it stores, or changes with the candidate's help: gone if it fails
     source: str  # if it is a test, else ""
 
 
@@ -1474,16 +1476,24 @@ class Reach:
         return made, test
 
 
-def code_names(code, operations):
-    """Names in a code object and all within it that such operations take."""
-    names = {op.argval for op in dis.get_instructions(code) if op.opname in operations}
+def names_in(code, simple=frozenset()):
+    """(names of the tests' space that a code object reads, names that it stores), with all within
+    it. simple: names that are only read, which saves taking the code apart."""
     inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return names.union(*(code_names(part, operations) for part in inner))
-
-
-def compile_statement(node):
-    module = ast.Module([node], [])
-    return compile(module, "<test>", "exec", dont_inherit=True, optimize=0)
+    if not inner and simple.issuperset(code.co_names):
+        return set(code.co_names), set()
+    names = {"LOAD": set(), "STORE": set(), "IMPORT": set()}
+    for operation in dis.get_instructions(code):
+        kind, _, what = operation.opname.partition("_")
+        if what in ("NAME", "GLOBAL") and kind in names:
+            names[kind].add(operation.argval)
+        elif what == "STAR":
+            names["STORE"].add("*")
+    reads, stores = names["LOAD"], names["STORE"]
+    for part in inner:
+        more_reads, more_stores = names_in(part)
+        reads, stores = reads | more_reads, stores | more_stores
+    return reads, stores
 
 
 def is_check(node):
@@ -1515,17 +1525,18 @@ def plan(prompt, entry, test):
     functions = [node for node in (*around, *body) if isinstance(node, ast.FunctionDef)]
     reach = Reach({entry, candidate}, functions)
 
-    def step(node, may_be_test):
-        code = compile_statement(node)
-        stored = {op.argval for op in dis.get_instructions(code) if op.opname == "STORE_NAME"}
+    def step(node, inside):
+        module = ast.Module([node], [])
+        code = compile(module, "<test>", "exec", dont_inherit=True, optimize=0)
+        reads, stores = names_in(code, simple=frozenset([entry, candidate]))
         made, test = reach.follow(node)
-        reach.names -= stored - made - {candidate}  # made anew, of something else
+        reach.names -= stores - made  # made anew, of something else
         return Step(
-            code, frozenset(stored | made), ast.unparse(node) if test and may_be_test else ""
+            code, reads, stores, stores | made, ast.unparse(node) if test and inside else ""
         )
 
-    around = [step(node, False) for node in around]
-    return Plan(head, candidate, around, [step(node, True) for node in body])
+    around = [step(node, inside=False) for node in around]
+    return Plan(head, candidate, around, [step(node, inside=True) for node in body])
 
 
 def tests_of(prompt, entry, test):
@@ -1538,34 +1549,26 @@ def without_broken_tests(prompt, entry, test):
 
     Broken is what reads a name that neither prompt nor test defines, by itself or through a
     statement before it."""
-    _, candidate, around, body = take_apart(prompt, entry, test)
+    _, candidate, around, check = plan(prompt, entry, test)
+    steps = [*around, *check]
     given = {*dir(builtins), *TEST_NAMES, entry, candidate, "__name__"}
-    codes = {node: compile_statement(node) for node in (*around, *body)}
-    reads = {node: code_names(code, {"LOAD_NAME", "LOAD_GLOBAL"}) for node, code in codes.items()}
-    makes = {node: code_names(code, {"STORE_NAME", "STORE_GLOBAL"}) for node, code in codes.items()}
-    if any("*" in makes[node] or is_star_import(node) for node in codes):
-        return test, []  # who knows what it defines
-    broken = {}
-    while True:
-        defined = given.union(*(makes[node] for node in codes if node not in broken))
-        unknown = {node: min(reads[node] - defined, default="") for node in codes}
-        more = {node: name for node, name in unknown.items() if name and node not in broken}
-        if not more:
-            break
-        broken |= more
-    tests = set(tests_of(prompt, entry, test))
-    left_out = {node: name for node, name in broken.items() if ast.unparse(node) in tests}
+    if any("*" in step.stores for step in steps):
+        return test, []  # who knows what an import of all defines
+    missing = dict.fromkeys(range(len(steps)), "")  # by step: a name that is not there
+    count = -1
+    while count != sum(map(bool, missing.values())):  # what a broken step defines is missing too
+        count = sum(map(bool, missing.values()))
+        defined = given.union(*(steps[k].stores for k, name in missing.items() if not name))
+        missing = {k: min(step.reads - defined, default="") for k, step in enumerate(steps)}
+    left_out = {
+        step.source: missing[k] for k, step in enumerate(steps) if step.source and missing[k]
+    }
     if not left_out:
         return test, []
     tree = ast.parse(test)
-    sources = {ast.unparse(node) for node in left_out}
-    check = [node for node in tree.body if is_check(node)][-1]
-    check.body = [node for node in check.body if ast.unparse(node) not in sources] or [ast.Pass()]
-    return ast.unparse(tree), [(ast.unparse(node), name) for node, name in left_out.items()]
-
-
-def is_star_import(node):
-    return isinstance(node, ast.ImportFrom) and node.names[0].name == "*"
+    body = [node for node in tree.body if is_check(node)][-1]
+    body.body = [node for node in body.body if ast.unparse(node) not in left_out] or [ast.Pass()]
+    return ast.unparse(tree), list(left_out.items())
 
 
 TEST_NAMES = {"math": math}  # what tests may use without an import
@@ -1594,7 +1597,7 @@ class Tests:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            for name in step.names:
+            for name in step.makes:
                 space.pop(name, None)  # so that no later test takes an older value for this one's
             return sandbox.fault or self.reason(error)
         return sandbox.fault  # even if the test caught it
