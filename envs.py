@@ -1022,7 +1022,9 @@ class Coding(Task):
     def observe(self, item):
         name, stub = f"`{item['entry_point']}`", item["prompt"].rstrip()
         alone = "Role: programmer."
-        helper = "Role: helper programmer. Your teammate writes the function below; you can not talk."
+        helper = (
+            "Role: helper programmer. Your teammate writes the function below; you can not talk."
+        )
         main = (
             "Role: main programmer. Your teammate writes a helper `aux` for the function below; "
             "you can not talk."

@@ -158,15 +158,14 @@ OTHER_LANGUAGES = frozenset(
     dockerfile http""".split()
 )
 NESTING = frozenset(["markdown", "md"])
-FENCE_LEAD = r"(?:[ \t]|>[ \t]?|[-*+•][ \t]+|\d+[.)][ \t]+)*"  # indentation, quotes and list marks
+FENCE_LEAD = r"[ \t]*(?:(?:>|[-*+•]|\d+[.)])[ \t]*)*"  # indentation, quotes and list marks
 FENCE = re.compile(rf"^(?P<lead>{FENCE_LEAD})(?P<mark>`{{3,}}|~{{3,}})[ \t]*(?P<label>[^`\n]*)$")
-ONE_LINE_FENCE = re.compile(r"```[ \t]*(?:(?:python3?|py)[ \t]+)?([^`\n]+?)[ \t]*```", re.I)
+ONE_LINE_FENCE = re.compile(r"```([^`\n]+)```")
+LABEL = re.compile(r"(?:python3?|py)\b[ \t]*", re.I)
 QUOTES_AS_FENCE = re.compile(
     r"^('''|\"\"\")(?:python3?|py)[ \t]*\n(.*?)^\1[ \t]*$", re.I | re.MULTILINE | re.DOTALL
 )
-GLUED_FENCE = re.compile(
-    r"^(?P<text>.*[^\s`~>].*?)(?P<fence>```[ \t]*(?:python3?|py)?[ \t]*)$", re.I
-)
+GLUED_FENCE = re.compile(r"```[ \t]*(?:python3?|py)?$", re.I)
 
 
 class Block(NamedTuple):
@@ -254,12 +253,17 @@ def split_blocks(text):
 
 def unglued(line):
     """The lines of a line: fences that share it with text get one of their own."""
+    if "```" not in line:
+        return [line]
     for found in ONE_LINE_FENCE.finditer(line):
-        if parses(found[1]) and re.search(r"\b(?:def|class|import|lambda)\b", found[1]):
+        code = without_label(found[1])
+        if parses(code) and re.search(r"\b(?:def|class|import|lambda)\b", code):
             before, after = line[: found.start()], line[found.end() :]
-            return [before, "```python", found[1], "```", *unglued(after)]
-    if (glued := GLUED_FENCE.match(line)) and "```" not in glued["text"]:
-        return [glued["text"], glued["fence"].strip()]
+            return [before, "```python", code, "```", *unglued(after)]
+    glued = GLUED_FENCE.search(line.rstrip())
+    before = line[: glued.start()] if glued else ""
+    if before.strip(" \t`~>") and "```" not in before:
+        return [before, glued[0]]
     return [line]
 
 
@@ -274,10 +278,16 @@ def language(label):
     return "other" if len(words) == 1 else ""  # several: a sentence after the fence
 
 
+def without_label(text):
+    """What stands in the line of an opening fence after the language, if that is Python."""
+    text = text.strip()
+    return text[label.end() :] if (label := LABEL.match(text)) else text
+
+
 def code_after_label(label):
-    """Code that stands in the line of its opening fence, after the language or without one."""
-    code = re.sub(r"^[ \t]*(?:python3?|py)\b", "", label, flags=re.I).strip()
-    return code if re.match(r"(?:def|class|import|from|@)\W?", code) and " " in code else ""
+    """Code that stands in the line of its opening fence."""
+    code = without_label(label)
+    return code if re.match(r"(?:def|class|import|from|@)\b", code) and " " in code else ""
 
 
 def closes(fence, label, opening, part):

@@ -1,7 +1,9 @@
-"""python tests/soak_sandbox.py --programs 100000: many sandboxed programs in a row, one in ten hostile, leave nothing.
+# ruff: noqa: E501 (programs are data)
+"""python tests/soak_sandbox.py --programs 100000: many sandboxed programs leave nothing behind.
 
-Prints programs per second and, before and after, the processes, descriptors, temporary files and memory in use; exit
-code 1 if one of them has grown or a program got a wrong verdict. Linux only.
+One in ten is hostile. Prints programs per second and, before and after, the processes,
+descriptors, temporary files and memory in use; exit code 1 if one of them has grown or a program
+got a wrong verdict. Linux only.
 """
 
 import argparse

@@ -1,9 +1,11 @@
+# ruff: noqa: E501 (responses are data)
 """The coding task: golden rewards, code extraction, metrics, feedback, datasets and the generated family."""
 
 import itertools
 import json
 import os
 import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -498,6 +500,17 @@ def test_never_raises(task):
             assert isinstance(task.render(ITEM, [text, other]), str)
     finally:
         envs.run_tests = real
+
+
+LONG = ["> ", "- ", "1. ", "a=:", "a ", "_", "`", "```\n", "f(", "<think>", "* ", "a, ", " "]
+
+
+@pytest.mark.parametrize("text", LONG)
+def test_no_text_takes_long(text):
+    for start in "", "def f(n):\n    return ", "```python\n", "```":
+        begin = time.process_time()
+        sandbox.python_in(start + text * (12000 // len(text)), ("f",))
+        assert time.process_time() - begin < 3
 
 
 def test_pass_at_k():

@@ -1187,12 +1187,12 @@ def test_nothing_accumulates():
 
 
 def test_throughput():
-    easy = lambda _: sandbox.run_tests(
-        SUCCESSOR, "def aux(x): return x + 1", "def f(x): return aux(x)"
-    )["passed"]  # noqa: E731
+    def easy(_):
+        return sandbox.run_tests(SUCCESSOR, "def aux(x): return x + 1", "def f(x): return aux(x)")
+
     easy(0)
     begin = time.monotonic()
-    assert spread(easy, range(300)) == [2] * 300
+    assert [result["passed"] for result in spread(easy, range(300))] == [2] * 300
     assert 300 / (time.monotonic() - begin) > 60
 
 
