@@ -94,10 +94,16 @@ def returns_value(code, name):
 
 
 def without_function(code, name):
-    """`code` with blank lines where it defines `name`."""
+    """`code` with blank lines where it defines `name`, or imports it and nothing else."""
+    tree, _ = syntax_tree(code)
+    imports = [
+        node
+        for node in (tree.body if tree else [])
+        if isinstance(node, ast.ImportFrom) and all(alias.name == name for alias in node.names)
+    ]
     lines = code.split("\n")
-    for node in definitions(syntax_tree(code)[0], name):
-        decorators = [decorator.lineno for decorator in node.decorator_list]
+    for node in definitions(tree, name) + imports:
+        decorators = [decorator.lineno for decorator in getattr(node, "decorator_list", [])]
         first = min([node.lineno, *decorators]) - 1
         lines[first : node.end_lineno] = [""] * (node.end_lineno - first)
     return "\n".join(lines)
@@ -546,7 +552,9 @@ def is_talk(line):
     if BULLET.match(line):
         return text.count("(") == text.count(")")
     word = re.match(r"\w*", line)[0]
-    return not (word in KEYWORDS or ASSIGNMENT.match(line) or re.match(r"[\s@)\]}#\"']", line))
+    if word in KEYWORDS:  # a line of a sentence may begin with one
+        return not text.endswith(":") and is_prose(text.removeprefix(word))
+    return not (ASSIGNMENT.match(line) or re.match(r"[\s@)\]}#\"']", line))
 
 
 def without_talk(code):
@@ -579,8 +587,8 @@ def without_idle(code):
     known = names_defined(Piece(code, tree, 0), complete=False) | set(dir(builtins)) | {"aux"}
 
     def is_idle(node):
-        if isinstance(node, ast.AnnAssign):
-            return node.value is None
+        if isinstance(node, ast.AnnAssign):  # "Input: n = 4"
+            return node.value is None or ast.unparse(node.target).istitle()
         if not isinstance(node, ast.Expr) or isinstance(node.value, ast.Constant):
             return False
         call = node.value

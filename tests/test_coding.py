@@ -87,6 +87,7 @@ def test_golden(task):
             1.5,
         ),  # ... so it saves nobody
         ("", "def aux(n):\n    return n // 2\n\n" + MAIN, 1.1),
+        (AUX, "from helper import aux\n\n" + MAIN, 4.0),  # the teammate's is there
         (AUX + "\n\n" + MAIN, "", 0.4),
         (AUX, "def f(n):\n    return (aux(n) + 1", 1.0),
         ("def aux(n)\n    return 1", MAIN, 1.0),
@@ -207,6 +208,15 @@ RESPONSES = {  # how chat models write an answer: (text, the code that a careful
     "buttons of a page": (f"python\nCopy code\n{HELPER}", HELPER),
     "explained in bullets": (
         f"{HELPER}\n\nExplanation:\n- for n = 0: returns 0\n  - if n = 1: 0\naux(4) = 2\n",
+        HELPER,
+    ),
+    "wrapped sentences": (
+        f"The helper takes a number\nand returns half of it,\nif it is even.\n\n{HELPER}\n\n"
+        "That works\nfor all numbers\nin the tests.",
+        HELPER,
+    ),
+    "an example in words": (
+        f"{HELPER}\n\nExample:\nInput: n = 4\nOutput: half(4)\n>>> aux(4)",
         HELPER,
     ),
     "a table": (f"| n | aux |\n|---|---|\n| 1 | 0 |\n\n{HELPER}", HELPER),

@@ -1,6 +1,7 @@
 # ruff: noqa: E501 (programs are data)
 """The sandbox: verdicts equal an honest evaluation's, whatever model-written code does; nothing stays behind."""
 
+import ast
 import json
 import os
 import random
@@ -1439,3 +1440,18 @@ def test_importing_starts_nothing():
         text=True,
     )
     assert out.stdout.split() == ["1", "None"]
+
+
+def test_only_the_standard_library_is_imported():
+    tree = ast.parse(Path(sandbox.__file__).read_text())
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module)
+    assert len(names) > 20 and {name.split(".")[0] for name in names} <= sys.stdlib_module_names
+    far = sandbox.far_side_source(True)
+    assert "class Kernel" in far and not any(
+        word in far for word in ("run_tests", "class Plan", "check")
+    )
