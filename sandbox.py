@@ -243,7 +243,7 @@ def split_blocks(text):
                 continue
         if opening:
             part.append(without_quote(line, opening["lead"]))
-        elif not fence:
+        elif not fence or in_string(part, lines[number + 1 :]):
             part.append(line)
         elif not label and is_stray(part, fences[number + 1 :]):
             part[:] = [unfenced_code("\n".join(part))]
@@ -296,11 +296,21 @@ def code_after_label(label):
     return code if re.match(r"(?:def|class|import|from|@)\b", code) and " " in code else ""
 
 
+def open_string(part):
+    """The quotes of a string that lines of code have begun and not ended, or ""."""
+    text = "\n".join(part)
+    return next((mark for mark in ('"""', "'''") if text.count(mark) % 2), "")
+
+
+def in_string(part, later):
+    """Whether what follows unfenced lines is within a string: one is begun, and ended later."""
+    mark = open_string(part)
+    return mark != "" and any(mark in line for line in later)
+
+
 def closes(fence, label, opening, part):
     """Whether a fence ends the block of `opening`; a language begins the next one at once."""
-    quotes = "\n".join(part)
-    inside_string = any(quotes.count(mark) % 2 for mark in ('"""', "'''"))
-    if fence["mark"][0] != opening["mark"][0] or inside_string:
+    if fence["mark"][0] != opening["mark"][0] or open_string(part):
         return False
     if label:
         return label == "python" or label in OTHER_LANGUAGES
@@ -413,11 +423,14 @@ def chosen(pieces, wanted):
 
 
 def provider(pieces, name):
-    """The piece that defines `name`: the last complete definition of the best rank; else the last
-    sketch of it; else a piece that would define it if it parsed."""
+    """The piece that defines `name`: the last complete function of the best rank; else what else
+    binds it; else the last sketch of it; else a piece that would define it if it parsed."""
 
     def define(how, rank):
         return [piece for piece in pieces if piece.rank == rank and how(piece)]
+
+    def function(piece):
+        return complete(piece) and name in functions_in(piece)
 
     def complete(piece):
         return name in names_defined(piece, complete=True)
@@ -428,7 +441,7 @@ def provider(pieces, name):
     def broken(piece):
         return piece.tree is None and broken_definitions(piece.code, name)
 
-    for how, rank in itertools.product((complete, sketched, broken), range(3)):
+    for how, rank in itertools.product((function, complete, sketched, broken), range(3)):
         if found := define(how, rank):
             return found[-1]
     return None

@@ -288,6 +288,11 @@ RESPONSES = {  # how chat models write an answer: (text, the code that a careful
         "```python\ndef aux(n):\n    '''\n    ```\n    aux(2)\n    ```\n    '''\n    return n\n```",
         "def aux(n):\n    '''\n    ```\n    aux(2)\n    ```\n    '''\n    return n",
     ),
+    "fences in a docstring, no fence": (
+        "def aux(n):\n    '''\n    ```\n    aux(2)\n    ```\n    '''\n    return n",
+        "def aux(n):\n    '''\n    ```\n    aux(2)\n    ```\n    '''\n    return n",
+    ),
+    "a lambda as an alternative": (f"{FENCED}\nOr:\n```python\naux = lambda n: n\n```", HELPER),
     "session": ("```pycon\n>>> def aux(n):\n...     return half(n)\n...\n```", HELPER),
     "prose in a bare fence": (f"```\nHere is the code:\n\n{HELPER}\n```", HELPER),
     "no code": ("I can not do that.", ""),
