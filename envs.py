@@ -960,8 +960,13 @@ class Coding(Task):
     """Agent 0 writes a helper `aux`, agent 1 the function asked for, unseen by each other (paper,
     CoopHumanEval). The rows of HumanEval, MBPP and EvalPlus are taken as published."""
 
-    name, num_turns, parallel = "coding", 2, True
-    reward_shift, max_reward, success, max_new_tokens = -4.0, 4.0, 4.0, 96
+    name = "coding"
+    num_turns = 2
+    reward_shift = -4.0
+    max_reward = 4.0
+    success = 4.0
+    max_new_tokens = 96
+    parallel = True
 
     def items(self):
         return coding_items()
@@ -975,9 +980,12 @@ class Coding(Task):
     def parse(self, row):
         """The item of a row; `left_out` has its tests that are broken in themselves."""
         fields = {field for field, value in row.items() if value is not None}
-        if fields & {"test_list", "assertion"} or ("text" in fields and "test" not in fields):
+        has_test = "test" in fields
+        if fields & {"test_list", "assertion"}:
             row = mbpp_row(row)
-        elif "base_input" in fields and "test" not in fields:
+        elif "text" in fields and not has_test:
+            row = mbpp_row(row)
+        elif "base_input" in fields and not has_test:
             row = evalplus_row(row)
         item = {field: text_of(row, field) for field in ("prompt", "entry_point", "test")}
         name = item["entry_point"]
@@ -1003,9 +1011,10 @@ class Coding(Task):
         count = 0
         for item in [*train, *held_out]:
             for test, name in item.pop("left_out", []):
-                place, count = item.get("place", dataset), count + 1
-                said = f"left out, no '{name}' is defined: {' '.join(test.split())[:100]}"
-                print(f"{place}: {said}", file=sys.stderr)
+                count += 1
+                place = item.get("place", dataset)
+                test = " ".join(test.split())[:100]
+                print(f"{place}: left out, no '{name}' is defined: {test}", file=sys.stderr)
         if count:
             print(f"{dataset}: {count} tests are left out", file=sys.stderr)
         splits = [
@@ -1117,7 +1126,8 @@ class Coding(Task):
         for test, error in failures[:2]:
             if error.partition(": ")[2] in said:
                 error = error.split(":")[0]
-            test, error = test.removeprefix("assert "), error.removeprefix("AssertionError: ")
+            test = test.removeprefix("assert ")
+            error = error.removeprefix("AssertionError: ")
             notes.append(f"Failed: {test[:100]} ({error[:80]})")
         return notes
 
@@ -1133,7 +1143,8 @@ class Coding(Task):
     def average(self, groups):
         """Adds the unbiased pass@k for k = 1, 2, 4, ... and for all the samples of an item (the
         fewest of any item)."""
-        fewest, summary = min(map(len, groups)), super().average(groups)
+        fewest = min(map(len, groups))
+        summary = super().average(groups)
         for k in [*(2**i for i in range(fewest.bit_length())), fewest]:
             passes = [sum(info["pass@1"] == 1.0 for info in group) for group in groups]
             chances = [pass_at_k(len(group), c, k) for group, c in zip(groups, passes)]

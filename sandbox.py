@@ -752,23 +752,31 @@ class Wire:
         return cls.__name__
 
     @staticmethod
+    def letter_of(value):
+        """The kind of a value; CannotPass."""
+        cls = type(value)  # what it is, not what its `__class__` says
+        if cls in Wire.LETTERS:
+            return Wire.LETTERS[cls]
+        if issubclass(cls, tuple) and hasattr(cls, "_fields"):
+            return Wire.LETTERS[Record]
+        for kind, letter in Wire.LETTERS.items():
+            if issubclass(cls, kind):
+                return letter
+        raise CannotPass(f"cannot pass a {cls.__name__}")
+
+    @staticmethod
     def encode(value, depth=DEPTH):
         """JSON tree of a value; CannotPass if it is none of the kinds, too deep or too long."""
         if value is None or isinstance(value, (bool, float)):
             return value
         if depth == 0:
             raise CannotPass("cannot pass so deep a value")
-        cls = type(value)  # what it is, not what its `__class__` says
-        for letter, (kind, text, _) in Wire.ATOMS.items():
-            if issubclass(cls, kind):
-                return letter + text(value)
-        if issubclass(cls, tuple) and hasattr(cls, "_fields"):
-            cls = Record
-        for letter, (kind, parts, _) in Wire.CONTAINERS.items():
-            if issubclass(cls, kind):  # an iterator may have no end: more items are too long anyway
-                items = itertools.islice(parts(value), Wire.LIMIT // 4)
-                return [letter, *(Wire.encode(item, depth - 1) for item in items)]
-        raise CannotPass(f"cannot pass a {cls.__name__}")
+        letter = Wire.letter_of(value)
+        if letter in Wire.ATOMS:
+            return letter + Wire.ATOMS[letter][1](value)
+        parts = Wire.CONTAINERS[letter][1](value)
+        items = itertools.islice(parts, Wire.LIMIT // 4)  # an iterator may have no end
+        return [letter, *(Wire.encode(item, depth - 1) for item in items)]
 
     @staticmethod
     def decode(tree, hashes, depth=DEPTH + 1):
@@ -828,8 +836,8 @@ class Wire:
         "c": (complex, complex.__repr__, complex),
         "F": (fractions.Fraction, lambda x: f"{x.numerator:x}/{x.denominator:x}", read_fraction),
         "D": (decimal.Decimal, decimal.Decimal.__str__, read_decimal),
-        "m": (datetime.datetime, datetime.datetime.isoformat, datetime.datetime.fromisoformat),
-        "d": (datetime.date, datetime.date.isoformat, datetime.date.fromisoformat),
+        "W": (datetime.datetime, datetime.datetime.isoformat, datetime.datetime.fromisoformat),
+        "Y": (datetime.date, datetime.date.isoformat, datetime.date.fromisoformat),
         "h": (datetime.time, datetime.time.isoformat, datetime.time.fromisoformat),
         "p": (
             datetime.timedelta,
@@ -854,7 +862,7 @@ class Wire:
             read_defaultdict,
         ),
         "d": (dict, dict.items, read_dict),
-        "s": (set, set.__iter__, lambda items: set(Wire.hashable(items))),
+        "S": (set, set.__iter__, lambda items: set(Wire.hashable(items))),
         "f": (frozenset, frozenset.__iter__, lambda items: frozenset(Wire.hashable(items))),
         "q": (
             collections.deque,
@@ -873,6 +881,10 @@ class Wire:
         "x": (type({}.items()), iter, lambda pairs: Wire.read_dict(pairs).items()),
         "m": (re.Match, lambda x: (x.string, dict(x.re.groupindex), *x.regs), read_match),
         "I": (collections.abc.Iterator, iter, iter),
+    }
+    LETTERS = {
+        **{kind: letter for letter, (kind, _, _) in ATOMS.items()},
+        **{kind: letter for letter, (kind, _, _) in CONTAINERS.items()},
     }
 
 
@@ -1239,7 +1251,7 @@ class Sandbox:
     """A zygote and a program of it: what `candidate` is in the tests."""
 
     pool = queue.LifoQueue()  # one for each core; a thread takes one for a program
-    warn = staticmethod(functools.cache(logging.getLogger("envs").warning))
+    warn = staticmethod(functools.cache(logging.getLogger("sandbox").warning))
     patience = 30  # seconds for the zygote, which is trusted, and slow where the machine is
     share = 0.9  # of the program's time left for one call: a hang leaves some to other tests
     hangs = 3  # calls without an end, then no more

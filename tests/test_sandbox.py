@@ -649,7 +649,7 @@ ATTACKS = {  # name: (program, tests passed of SUCCESSOR)
     ),
     "an object in the answer": (FRAME + "def f(x): shout(frame({'a': 1}, nonce()))", 0),
     "unknown type in the answer": (FRAME + "def f(x): shout(frame(['o', 'i0x3'], nonce()))", 0),
-    "unhashable key in the answer": (FRAME + "def f(x): shout(frame(['s', ['l']], nonce()))", 0),
+    "unhashable key in the answer": (FRAME + "def f(x): shout(frame(['S', ['l']], nonce()))", 0),
     "not UTF-8": (FRAME + "def f(x): shout(b'\\xff\\xfe\\n')", 0),
     "pickle payload": (
         "import os, pickle\nclass P:\n    def __reduce__(self): return os.system, ('touch /tmp/pwned',)\n"
@@ -905,7 +905,7 @@ HOSTILE_VALUES = [  # frames that a program forges; the trusted side must neithe
     "'D1e999999999'",
     "'D' + '1' * 900000",
     "'DsNaN'",
-    "'d2024-99-99'",
+    "'Y2024-99-99'",
     "'p1,2'",
     "'p' + '9' * 4000 + ',0,0'",
     "['m', 'sab', ['d'], ['t', 'i0x0']]",
