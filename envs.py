@@ -1098,7 +1098,7 @@ class Coding(Task):
         return reward, {**info, "result": {**result, "calls": use.calls}}
 
     def feedback(self, item, actions, info, turn):
-        """The first level that is not right yet (definitions, syntax, tests), then the use of aux."""
+        """The first level that is not right yet (definitions, syntax, tests); the use of aux."""
         name, notes = item["entry_point"], []
         parts = {"aux": info["aux_defined"], name: info["main_defined"]}
         if missing := [f"`{part}`" for part, defined in parts.items() if not defined]:

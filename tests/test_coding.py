@@ -795,6 +795,7 @@ def test_humaneval():
 
 
 def test_make():
+    assert envs.run_tests is sandbox.run_tests
     with pytest.raises(ValueError, match=r"--task chess: choose one of .*coding"):
         envs.make("chess")
     with pytest.raises(ValueError, match="--num-agents 3"):
