@@ -981,9 +981,8 @@ class Coding(Task):
         """The item of a row; `left_out` has its tests that are broken in themselves."""
         fields = {field for field, value in row.items() if value is not None}
         has_test = "test" in fields
-        if fields & {"test_list", "assertion"}:
-            row = mbpp_row(row)
-        elif "text" in fields and not has_test:
+        has_list = bool(fields & {"test_list", "assertion"})
+        if has_list or ("text" in fields and not has_test):
             row = mbpp_row(row)
         elif "base_input" in fields and not has_test:
             row = evalplus_row(row)
