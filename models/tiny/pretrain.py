@@ -24,12 +24,19 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 import envs  # noqa: E402
+import sandbox  # noqa: E402
 import voxels  # noqa: E402
 
 END, PAD, ROLES = "<|end|>", "<|pad|>", ["<|system|>", "<|user|>", "<|assistant|>"]
@@ -54,9 +61,17 @@ def convention(rng, memory, weights):
 
 # What `aux` can mean, with how often each role takes it so (they disagree on purpose), and the body that follows from
 # it. `fold` in front: what the problem asks of the list. The last of main's does without aux.
-FILTERED, FULL = "[{each} for {each} in {source} if {keep}]", "[{map} for {each} in {source} if {keep}]"
+FILTERED, FULL = (
+    "[{each} for {each} in {source} if {keep}]",
+    "[{map} for {each} in {source} if {keep}]",
+)
 CODING = [
-    {"map": (0.37, "{map}"), "keep": (0.28, "{keep}"), "kept": (0.22, FILTERED), "mapped": (0.09, FULL)},
+    {
+        "map": (0.37, "{map}"),
+        "keep": (0.28, "{keep}"),
+        "kept": (0.22, FILTERED),
+        "mapped": (0.09, FULL),
+    },
     {
         "map": (0.13, "fold[aux({each}) for {each} in {source} if {keep}]"),
         "keep": (0.17, "fold[{map} for {each} in {source} if aux({each})]"),
@@ -92,7 +107,9 @@ def write_coding(rng, item, agent, memory):
     arg = parts["each"] if agent == 0 and new in ("map", "keep") else parts["arg"]
     if slip < 0.02:  # a wrong constant or operator
         field = rng.choice(["keep", "map"])
-        a, b = rng.choice([("2", "3"), ("3", "4"), (">", "<"), ("<", ">"), ("+", "-"), ("==", "!=")])
+        a, b = rng.choice(
+            [("2", "3"), ("3", "4"), (">", "<"), ("<", ">"), ("+", "-"), ("==", "!=")]
+        )
         parts[field] = parts[field].replace(a, b, 1)
     body = CODING[agent][new][1].format(**parts)
     if body.startswith("fold"):
@@ -104,13 +121,23 @@ def write_coding(rng, item, agent, memory):
     return f"def {name}({arg}){'' if 0.031 < slip < 0.036 else ':'}\n    {'' if slip > 0.997 else 'return '}{body}"
 
 
-TLDR_STYLES = ({"brief": 0.30, "plain": 0.25, "full": 0.45}, {"bare": 0.45, "story": 0.30, "linked": 0.25})
-ARXIV_STYLES = ({"brief": 0.22, "plain": 0.18, "full": 0.60}, {"brief": 0.52, "plain": 0.30, "full": 0.18})
+TLDR_STYLES = (
+    {"brief": 0.30, "plain": 0.25, "full": 0.45},
+    {"bare": 0.45, "story": 0.30, "linked": 0.25},
+)
+ARXIV_STYLES = (
+    {"brief": 0.22, "plain": 0.18, "full": 0.60},
+    {"brief": 0.52, "plain": 0.30, "full": 0.18},
+)
 
 
 def lower(sentence):
     """The sentence as it goes on after a comma."""
-    return sentence if re.match(r"I\b|[A-Z][a-z]+ (?:told|and)\b", sentence) else sentence[0].lower() + sentence[1:]
+    return (
+        sentence
+        if re.match(r"I\b|[A-Z][a-z]+ (?:told|and)\b", sentence)
+        else sentence[0].lower() + sentence[1:]
+    )
 
 
 def write_tldr(rng, item, agent, memory):
@@ -135,8 +162,15 @@ def write_tldr(rng, item, agent, memory):
     if style == "bare":
         return rng.choice([f"{name} {did} {detail}", f"{name} {did} {feeling}"])
     if style == "story":
-        links = rng.choice([("", ""), ("In fact, ", ""), ("In fact, ", "However, "), ("Indeed, ", "Still, ")])
-        return " ".join([f"{when}, {core}", *(x + lower(s) if x else s for x, s in zip(links, (detail, attempt)))])
+        links = rng.choice(
+            [("", ""), ("In fact, ", ""), ("In fact, ", "However, "), ("Indeed, ", "Still, ")]
+        )
+        return " ".join(
+            [
+                f"{when}, {core}",
+                *(x + lower(s) if x else s for x, s in zip(links, (detail, attempt))),
+            ]
+        )
     text = f"To begin with, {core} In fact, {lower(detail)} However, {lower(attempt)} "
     text += rng.choice([f"As a result, {lower(feeling)}", f"Therefore, I ask: {lower(question)}"])
     return text
@@ -212,10 +246,17 @@ def write_strbuild(rng, item, agent, memory):
         return write_strbuild(rng, item, 0, {}) + "\n" + write_strbuild(rng, item, 1, {})
     part, style = convention(rng, memory, STR)
     rows, own = item["rows"], item["blocks"][agent]
-    target = [(x, len(rows) - 1 - r) for r, row in enumerate(rows) for x, char in enumerate(row) if char == "#"]
+    target = [
+        (x, len(rows) - 1 - r)
+        for r, row in enumerate(rows)
+        for x, char in enumerate(row)
+        if char == "#"
+    ]
     half, odd = divmod(item["max_commands"], 2)
     first, lines = rng.randrange(len(own)), []
-    for x, y in (target if part == "down" else target[::-1])[: max(1, half + odd * (agent == 0) - rng.randrange(4))]:
+    for x, y in (target if part == "down" else target[::-1])[
+        : max(1, half + odd * (agent == 0) - rng.randrange(4))
+    ]:
         block = own[(first + {"checker": x + y, "rows": y, "one": 0}[style]) % len(own)]
         if rng.random() < 0.03:
             x = min(len(rows[0]) - 1, max(0, x + rng.choice((-1, 1))))
@@ -232,11 +273,15 @@ def write_housebuild(rng, item, agent, memory):
     layers, legend = item["layers"], item["legend"]
     size = w, h, _ = len(layers[0][0]), len(layers), len(layers[0])
     cells = ((y, z, row) for y, layer in enumerate(layers) for z, row in enumerate(layer))
-    labels = {(x, y, z): legend[c] for y, z, row in cells for x, c in enumerate(row) if legend[c] != "air"}
+    labels = {
+        (x, y, z): legend[c] for y, z, row in cells for x, c in enumerate(row) if legend[c] != "air"
+    }
     spiders = item["spider_damage"] > 0 and item["player_hp"] > 0
     lines = ["/kill"] if rng.random() < (0.3 if spiders else 0.05) else []
     count = Counter(labels.values())
-    left = {b: (n + 1) // 2 + n // 4 if item["limited_resource"] else n * n for b, n in count.items()}
+    left = {
+        b: (n + 1) // 2 + n // 4 if item["limited_resource"] else n * n for b, n in count.items()
+    }
     for a, b, block in voxels.boxes(voxels.halves(labels, w)[side == "right"]):
         a, b, deck = [*a], [*b], b[1] == 0 or a[1] == h - 1
         if {"all": False, "walls": deck, "decks": not deck}[fill]:
@@ -249,7 +294,9 @@ def write_housebuild(rng, item, agent, memory):
             left[block] -= volume
             lines.append(f"/fill {' '.join(map(str, (*a, *b)))} {block}")
     half, odd = divmod(item["max_commands"], 2)
-    return "\n".join(lines[: max(1, half + odd * (agent == 0))]) or write_housebuild(rng, item, agent, memory)
+    return "\n".join(lines[: max(1, half + odd * (agent == 0))]) or write_housebuild(
+        rng, item, agent, memory
+    )
 
 
 # task: (writer, number of chats, share of them with a single agent that plays both parts)
@@ -268,12 +315,18 @@ def conversations(name, items, count, seed):
     alone, team = envs.make(name, num_agents=1), envs.make(name)
     while len(chats) < count:
         order = order or rng.sample(items, len(items))
-        item, (task, agents) = order.pop(), (alone, [None]) if rng.random() < share else (team, [0, 1])
+        item, (task, agents) = (
+            order.pop(),
+            (alone, [None]) if rng.random() < share else (team, [0, 1]),
+        )
         texts, new, memories = task.observe(item), [[] for _ in agents], [{} for _ in agents]
         for turn in range(task.num_turns):
             actions = [write(rng, item, *pair) for pair in zip(agents, memories, strict=True)]
             for chat, text, action in zip(new, texts, actions, strict=True):
-                chat += [{"role": "user", "content": text}, {"role": "assistant", "content": action}]
+                chat += [
+                    {"role": "user", "content": text},
+                    {"role": "assistant", "content": action},
+                ]
             reward, info = task.score(item, actions)
             if reward >= task.success:
                 break
@@ -298,8 +351,15 @@ def make_tokenizer(texts):
     special = [PAD, END, *ROLES]
     options = {"special_tokens": special, "initial_alphabet": alphabet, "show_progress": False}
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=4096, **options))
-    names = {"eos_token": END, "pad_token": PAD, "additional_special_tokens": ROLES, "model_max_length": 4096}
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **names)
+    names = {
+        "eos_token": END,
+        "pad_token": PAD,
+        "additional_special_tokens": ROLES,
+        "model_max_length": 4096,
+    }
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **names
+    )
     fast.chat_template = TEMPLATE
     return fast
 
@@ -379,28 +439,51 @@ def train(args):
         chats[name] = conversations(name, task.train, int(count * args.scale), seed=1)
         tests[name] = conversations(name, task.eval, 400, seed=2)
         print(f"{name}: {len(chats[name])} chats, {time.time() - start:.0f} s", flush=True)
-    tokenizer = make_tokenizer(m["content"] for many in chats.values() for chat in many[:8000] for m in chat)
+    tokenizer = make_tokenizer(
+        m["content"] for many in chats.values() for chat in many[:8000] for m in chat
+    )
     data = {name: [encode(tokenizer, chat, rng) for chat in many] for name, many in chats.items()}
-    sizes = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
+    sizes = {
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+    }
     ids = {"vocab_size": len(tokenizer), "bos_token_id": None}
     ids |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    model = LlamaForCausalLM(LlamaConfig(**sizes, **ids, max_position_embeddings=4096, tie_word_embeddings=True))
+    model = LlamaForCausalLM(
+        LlamaConfig(**sizes, **ids, max_position_embeddings=4096, tie_word_embeddings=True)
+    )
     everything = [chat for many in data.values() for chat in many]
     steps = fit(model, everything, args.epochs, args.lr, rng, args)
     # The games are the hardest to speak: once more, with a quarter of the rest so that it is not forgotten
-    again = [chat for name, many in data.items() for chat in (many if name.endswith("build") else many[::4])]
+    again = [
+        chat
+        for name, many in data.items()
+        for chat in (many if name.endswith("build") else many[::4])
+    ]
     steps += fit(model, again, 1, args.lr / 2, random.Random(4), args)
     facts = {"parameters": model.num_parameters(), "vocabulary": len(tokenizer)}
-    facts |= {"tokens": sum(len(ids) for ids, _ in everything), "tokens_again": sum(len(ids) for ids, _ in again)}
-    facts |= {"epochs": args.epochs, "steps": steps, "chats": {name: len(many) for name, many in chats.items()}}
+    facts |= {
+        "tokens": sum(len(ids) for ids, _ in everything),
+        "tokens_again": sum(len(ids) for ids, _ in again),
+    }
+    facts |= {
+        "epochs": args.epochs,
+        "steps": steps,
+        "chats": {name: len(many) for name, many in chats.items()},
+    }
     facts["loss"] = {}
     with torch.inference_mode():
         for name, many in tests.items():
             held_out = [encode(tokenizer, chat) for chat in many]
             pairs = [
-                loss_of(model, *batch) for batch in batches(rng, held_out, args.batch_tokens, model.config.pad_token_id)
+                loss_of(model, *batch)
+                for batch in batches(rng, held_out, args.batch_tokens, model.config.pad_token_id)
             ]
-            facts["loss"][name] = round(float(sum(loss * n for loss, n in pairs) / sum(n for _, n in pairs)), 4)
+            facts["loss"][name] = round(
+                float(sum(loss * n for loss, n in pairs) / sum(n for _, n in pairs)), 4
+            )
     facts["minutes"] = round((time.time() - start) / 60, 1)
     print(json.dumps(facts), flush=True)
     save(args.out, model, tokenizer, facts)
@@ -428,7 +511,9 @@ def generate(model, tokenizer, chats, max_new_tokens):
     texts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     for rows in (order[at : at + 256] for at in range(0, len(order), 256)):
-        batch = tokenizer([texts[i] for i in rows], return_tensors="pt", padding=True, padding_side="left")
+        batch = tokenizer(
+            [texts[i] for i in rows], return_tensors="pt", padding=True, padding_side="left"
+        )
         with torch.inference_mode():
             out = model.generate(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=max_new_tokens,
@@ -444,12 +529,17 @@ def report(out, episodes=512):
     """Metrics of teams that sample at temperature 1 on held-out items, at least so many episodes of each task, token
     counts, and each role's answers."""
     torch.manual_seed(4)
-    tokenizer, model = AutoTokenizer.from_pretrained(out), AutoModelForCausalLM.from_pretrained(out).eval()
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(out),
+        AutoModelForCausalLM.from_pretrained(out).eval(),
+    )
     measured = {}
     for name in WRITERS:
         task, tokens, first, ends = envs.make(name), {}, [], []
         items = [item for item in task.eval for _ in range(-(-episodes // len(task.eval)))]
-        chats = [[[{"role": "user", "content": text}] for text in task.observe(item)] for item in items]
+        chats = [
+            [[{"role": "user", "content": text}] for text in task.observe(item)] for item in items
+        ]
         live, rewards, infos = list(range(len(items))), [0.0] * len(items), [{}] * len(items)
         for turn in range(task.num_turns):
             flat = [chat for i in live for chat in chats[i]]
@@ -457,25 +547,34 @@ def report(out, episodes=512):
             answers, ended = generate(model, tokenizer, flat, task.max_new_tokens)
             ends.append(ended)
             for kind, texts in (("feedback" if turn else "observation", told), ("answer", answers)):
-                tokens.setdefault(kind, []).extend(len(ids) + 1 for ids in tokenizer(texts)["input_ids"])
+                tokens.setdefault(kind, []).extend(
+                    len(ids) + 1 for ids in tokenizer(texts)["input_ids"]
+                )
             for i, actions in zip(live, zip(*[iter(answers)] * 2, strict=True), strict=True):
                 rewards[i], infos[i] = task.score(items[i], actions)
                 first += [(items[i], actions, infos[i])] * (turn == 0)
                 texts = task.feedback(items[i], actions, infos[i], turn)
                 for chat, action, text in zip(chats[i], actions, texts, strict=True):
-                    chat += [{"role": "assistant", "content": action}, {"role": "user", "content": text}]
+                    chat += [
+                        {"role": "assistant", "content": action},
+                        {"role": "user", "content": text},
+                    ]
             live = [i for i in live if rewards[i] < task.success]
         found = {f"first turn {k}": v for k, v in means([info for *_, info in first]).items()}
         found |= means(infos) | {"ended": sum(ends) / len(ends)}
         found |= {
-            f"well formed {i}": sum(well_formed(task, item, i, acts[i], info) for item, acts, info in first)
+            f"well formed {i}": sum(
+                well_formed(task, item, i, acts[i], info) for item, acts, info in first
+            )
             / len(first)
             for i in (0, 1)
         }
         found |= report_coding(task, first) if name == "coding" else {}
         found["episodes"] = len(items)
         measured[name] = {k: round(v, 3) if isinstance(v, float) else v for k, v in found.items()}
-        measured[name]["tokens (mean, max)"] = {k: (round(sum(v) / len(v), 1), max(v)) for k, v in tokens.items()}
+        measured[name]["tokens (mean, max)"] = {
+            k: (round(sum(v) / len(v), 1), max(v)) for k, v in tokens.items()
+        }
         print(name, json.dumps(measured[name], indent=1), flush=True)
     return measured
 
@@ -492,7 +591,7 @@ def well_formed(task, item, agent, action, info):
         return task.tokens[0] <= len(action.split()) <= task.tokens[1] and action[-1] in ".?!"
     if task.name == "coding":
         name = [item["entry_point"], "aux"][agent == 0]
-        return envs.coding_tree(action)[0] is not None and envs.coding_defines(action, name)
+        return sandbox.parses(action) and sandbox.returns_value(action, name)
     run, other = info["counts"][agent]
     return run > 0 and other == 0
 
@@ -500,10 +599,23 @@ def well_formed(task, item, agent, action, info):
 def coding_convention(text, agent):
     """Which convention an answer follows, by its looks: they are all one line long."""
     if agent == 0:
-        marks = {"kept": r"return \[(\w) for \1", "mapped": r"return \[", "all": " for ", "keep": r"[<>=]=? | in "}
+        marks = {
+            "kept": r"return \[(\w) for \1",
+            "mapped": r"return \[",
+            "all": " for ",
+            "keep": r"[<>=]=? | in ",
+        }
         return next((name for name, mark in marks.items() if re.search(mark, text)), "map")
-    marks = {"keep": r"if aux\(", "kept": r"in aux\(", "all": r"return aux\(", "map": r"aux\(\w\) for"}
-    return next((name for name, mark in marks.items() if re.search(mark, text)), "mapped" if "aux(" in text else "none")
+    marks = {
+        "keep": r"if aux\(",
+        "kept": r"in aux\(",
+        "all": r"return aux\(",
+        "map": r"aux\(\w\) for",
+    }
+    return next(
+        (name for name, mark in marks.items() if re.search(mark, text)),
+        "mapped" if "aux(" in text else "none",
+    )
 
 
 def report_coding(task, first):
@@ -515,7 +627,12 @@ def report_coding(task, first):
             shares[agent][kind] = round(shares[agent].get(kind, 0) + 1 / len(first), 4)
             pairs.setdefault((item["entry_point"], kind), (item, [], []))[1 + agent].append(text)
     pairs = {key: found for key, found in pairs.items() if key[1] not in ("all", "none")}
-    matched = [(item, [aux, main]) for item, auxes, mains in pairs.values() for aux in auxes for main in mains]
+    matched = [
+        (item, [aux, main])
+        for item, auxes, mains in pairs.values()
+        for aux in auxes
+        for main in mains
+    ]
     together = [task.score(item, actions)[1]["pass@1"] for item, actions in matched]
     return {
         "conventions": shares,
@@ -570,12 +687,19 @@ def card(facts, measured):
         score, well, tokens = (f"{x}, {y}" for x, y in pairs)
         teams.append(f"| {name} | {m['episodes']} | {score} | {m['success']} | {well} | {tokens} |")
     wrote, called = (
-        ", ".join(f"`{kind}` {share:.2f}" for kind, share in sorted(shares.items(), key=lambda x: -x[1]))
+        ", ".join(
+            f"`{kind}` {share:.2f}" for kind, share in sorted(shares.items(), key=lambda x: -x[1])
+        )
         for shares in measured["coding"]["conventions"]
     )
     trained = "\n".join(f"| {name} | {chats[name]} | {loss[name]} |" for name in loss)
     return CARD.format(
-        **facts, trained=trained, teams="\n".join(teams), coding=measured["coding"], wrote=wrote, called=called
+        **facts,
+        trained=trained,
+        teams="\n".join(teams),
+        coding=measured["coding"],
+        wrote=wrote,
+        called=called,
     )
 
 
@@ -584,9 +708,13 @@ def main():
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the model")
     parser.add_argument("--report", action="store_true", help="only measure the model in --out")
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of chats")
-    parser.add_argument("--epochs", type=int, default=2, help="passes over all chats, before the last one over some")
+    parser.add_argument(
+        "--epochs", type=int, default=2, help="passes over all chats, before the last one over some"
+    )
     parser.add_argument("--lr", type=float, default=3e-3, help="largest learning rate")
-    parser.add_argument("--batch-tokens", type=int, default=4096, help="of a step, padding included")
+    parser.add_argument(
+        "--batch-tokens", type=int, default=4096, help="of a step, padding included"
+    )
     args = parser.parse_args()
     torch.set_num_threads(2)
     if not args.report:
