@@ -1,4 +1,4 @@
-"""A pretended GPU: tensors that say cuda:0, hold their numbers on the CPU, and refuse what CUDA would.
+"""A pretended GPU: tensors that say cuda:0, compute on the CPU, and refuse what CUDA would.
 
 A storage is marked as being on the GPU; all views of it are then. What an operation makes of a
 marked tensor is marked. Two modes of torch see every call from Python and every operation, the
@@ -57,6 +57,13 @@ def as_device(x):
     return GPU if x.type == "cuda" else x
 
 
+def on_cpu(x):
+    """An argument of x.to(...), with the CPU in place of a device."""
+    if isinstance(x, torch.Tensor):
+        return x.dtype
+    return CPU if as_device(x) else x
+
+
 class Calls(TorchFunctionMode):
     """Sees calls from Python: those that name a device, move tensors or read their numbers."""
 
@@ -87,18 +94,10 @@ class Calls(TorchFunctionMode):
         target = {"cpu": CPU, "cuda": GPU}.get(name, named[0])
         if target.type == "meta":
             return func(*args, **kwargs)
+        out = args[0]
         if name == "to":
-
-            def here(x):
-                is_other = isinstance(x, torch.Tensor)
-                if is_other:
-                    return x.dtype
-                return CPU if as_device(x) else x
-
-            rest = [here(x) for x in args[1:]]
-            out = func(args[0], *rest, **{key: here(x) for key, x in kwargs.items()})
-        else:
-            out = args[0]
+            rest = [on_cpu(x) for x in args[1:]]
+            out = func(out, *rest, **{key: on_cpu(x) for key, x in kwargs.items()})
         if (target == GPU) == on_gpu:
             return out
         if on_gpu:
@@ -125,8 +124,10 @@ class Operations(TorchDispatchMode):
             is_mask = [x.dtype == torch.bool for x in given[1:]]
             if func in INDEXES and any(is_mask):
                 self.waits["index by a mask"] += 1
+        to_cpu = bool(gpu) and func is MOVES[1] and not is_gpu(args[0])
+        self.waits["copy to the CPU"] += to_cpu
         out = func(*args, **kwargs)
-        if gpu and not (func is MOVES[1] and not is_gpu(args[0])):
+        if gpu and not to_cpu:
             tree_map(mark, out)
         return out
 
@@ -156,7 +157,7 @@ def set_device(device) -> None:
 
 @contextlib.contextmanager
 def fake_cuda():
-    """Within it there is one GPU, cuda:0. Gives a Counter of the times that the CPU waited for it."""
+    """Within it there is one GPU, cuda:0. Gives a Counter of how often the CPU waited for it."""
     waits = Counter()
     replaced = {
         "is_available": lambda: True,

@@ -54,6 +54,24 @@ LONGROPE = {
     "long_factor": [3.0] * 4,
 }
 
+LLAMA4 = {
+    **LLAMA,
+    **LOCAL_EXPERTS,
+    "max_position_embeddings": 512,
+    "intermediate_size_mlp": 48,
+    "attention_chunk_size": LONGEST,
+    "no_rope_layers": [1, 0],
+    "floor_scale": LONGEST,
+}
+VISION = {
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+}
+
 # name: (class of its config, what it is given)
 TRAINED = {
     "llama": ("Llama", LLAMA),
@@ -108,21 +126,12 @@ TRAINED = {
         "DeepseekV3",
         {**PLAIN, **LATENT, "n_group": 2, "topk_group": 1, "n_shared_experts": 1},
     ),
-    "llama4": (
-        "Llama4Text",
-        {
-            **LLAMA,
-            **LOCAL_EXPERTS,
-            "max_position_embeddings": 512,
-            "intermediate_size_mlp": 48,
-            "attention_chunk_size": LONGEST,
-            "no_rope_layers": [1, 0],
-            "floor_scale": LONGEST,
-        },
-    ),
+    "llama4": ("Llama4Text", LLAMA4),
     "gpt_oss": ("GptOss", {**SLIDING, **LOCAL_EXPERTS}),
     "glm": ("Glm", LLAMA),
     "glm4": ("Glm4", LLAMA),
+    "gemma3_vision": ("Gemma3", {"text_config": {**SLIDING, **IDS}, "vision_config": VISION}),
+    "llama4_vision": ("Llama4", {"text_config": {**LLAMA4, **IDS}, "vision_config": VISION}),
 }
 
 # name: (class of its config, what it is given, why it can not be trained)
@@ -195,10 +204,10 @@ REFUSED = {
     ),
     "llama4_chunk": (
         "Llama4Text",
-        {**TRAINED["llama4"][1], "attention_chunk_size": 64},
+        {**LLAMA4, "attention_chunk_size": 64},
         "reads 64",
     ),
-    "llama4_scale": ("Llama4Text", {**TRAINED["llama4"][1], "floor_scale": 64}, "reads 64"),
+    "llama4_scale": ("Llama4Text", {**LLAMA4, "floor_scale": 64}, "reads 64"),
     "phi3_short": (
         "Phi3",
         {**TRAINED["phi3_longrope"][1], "original_max_position_embeddings": 64},
@@ -208,10 +217,10 @@ REFUSED = {
 }
 
 
-def make_model(folder: Path, name: str) -> str:
+def make_model(folder: Path, name: str, **changes) -> str:
     """Write a model of a family, with large random weights, and the tokenizer of models/tiny."""
     config_name, options, *_ = (TRAINED | REFUSED)[name]
-    config = getattr(transformers, f"{config_name}Config")(**{**IDS, **options})
+    config = getattr(transformers, f"{config_name}Config")(**{**IDS, **options, **changes})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():

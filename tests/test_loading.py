@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -150,6 +152,18 @@ def test_a_name_that_is_nowhere(script, monkeypatch, capfd, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     line = one_line(script, monkeypatch, capfd, "--model", str(tmp_path / "file"))
     assert "config can not be loaded" in line
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_command_prints_its_one_line_alone(script, broken):
+    """In a process of its own, where transformers would print a table of what is missing."""
+    edit_json(broken / "config.json", num_hidden_layers=6)
+    command = [sys.executable, script.__file__, "--model", str(broken)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: --model ")
 
 
 def test_a_critic_whose_weights_are_not_finite(broken, monkeypatch, capfd):
