@@ -1006,6 +1006,7 @@ def critic_step(critic: Critic, episodes, rewards, live, args: Args) -> torch.Te
     num_live = all_sum(live.sum())
     rewards, values = rewards[..., :1], torch.zeros_like(rewards[..., :1])  # (T, B, 1)
     tokens, ends = zip(*map(critic.encode, episodes), strict=True)
+    critic.train(args.gradient_checkpointing)  # in which layers recompute, as in `actor_step`
     for rows in microbatches([len(x) for x in tokens], args.microbatch_tokens):
         v = critic([tokens[k] for k in rows], [ends[k] for k in rows], len(live))  # (T, b)
         v, played = v.double()[..., None], live[:, rows]  # (T, b, 1), (T, b)
@@ -1016,6 +1017,7 @@ def critic_step(critic: Critic, episodes, rewards, live, args: Args) -> torch.Te
         loss = ((v - target)[played] ** 2).sum() / num_live
         (args.vf_coef * loss).backward()
         values[:, rows] = baseline
+    critic.eval()
     optimize(critic, args.max_grad_norm)
     return values
 

@@ -225,7 +225,7 @@ def test_a_run_starts_from_the_adapters_of_another(script, elsewhere):
 
 def test_two_adapters_without_a_step_stay_the_same(trained_adapter, tmp_path):
     """Exported again, an adapter that went on without training is the one that it was."""
-    trained, folder = trained_adapter
+    _, folder = trained_adapter
     again = make_agent(model=folder, lora_rank=4)
     again.export(tmp_path / "again")
     for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
