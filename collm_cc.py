@@ -525,6 +525,7 @@ class Critic(nn.Module):
         self.head = nn.Linear(width, 1, dtype=self.model.dtype, device=device)
         nn.init.zeros_(self.head.weight)
         self.optimizer = adamw(self, args.critic_lr)
+        self.train(args.gradient_checkpointing)  # in which layers recompute; it has no dropout
 
     def part(self, e: "Episode", i: int, t: int) -> str:
         """What block t tells of agent i: o_0, then a_{t-1} and o_t; for Q always o_t and a_t."""
@@ -1006,7 +1007,6 @@ def critic_step(critic: Critic, episodes, rewards, live, args: Args) -> torch.Te
     num_live = all_sum(live.sum())
     rewards, values = rewards[..., :1], torch.zeros_like(rewards[..., :1])  # (T, B, 1)
     tokens, ends = zip(*map(critic.encode, episodes), strict=True)
-    critic.train(args.gradient_checkpointing)  # in which layers recompute, as in `actor_step`
     for rows in microbatches([len(x) for x in tokens], args.microbatch_tokens):
         v = critic([tokens[k] for k in rows], [ends[k] for k in rows], len(live))  # (T, b)
         v, played = v.double()[..., None], live[:, rows]  # (T, b, 1), (T, b)
@@ -1017,7 +1017,6 @@ def critic_step(critic: Critic, episodes, rewards, live, args: Args) -> torch.Te
         loss = ((v - target)[played] ** 2).sum() / num_live
         (args.vf_coef * loss).backward()
         values[:, rows] = baseline
-    critic.eval()
     optimize(critic, args.max_grad_norm)
     return values
 

@@ -135,7 +135,7 @@ def test_lora_shares_its_base_and_saves_adapters(script, elsewhere):
         adapted, plain = base(ids).logits, merged(ids).logits
         with base.disable_adapter():
             assert (base(ids).logits - adapted).abs().max() > 1e-4
-    torch.testing.assert_close(adapted, plain)
+    torch.testing.assert_close(adapted, plain, rtol=1e-4, atol=1e-4)
 
 
 def test_lora_resumes_exactly(elsewhere):
