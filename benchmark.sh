@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# docs: README.md#benchmarksh
+# docs: docs/study.md#sweeps
 # Sweeps of scripts x tasks x seeds; `bash benchmark.sh --help` prints the usage below.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -9,30 +9,32 @@ usage() {
 usage: bash benchmark.sh [sweep|quick|speed] [NAME=VALUE ...]
 
 sweep  every script on every task with every seed, as many at once as there are cores (default)
-quick  the same with one seed and few env steps, to see that all of it runs: five to ten minutes on two cores
+quick  the same with one seed and few env steps, to see that all of it runs
 speed  each script against CoMLRL and TRL, alternating (benchmark_speed.py; both go to .venv-peers/)
 
 NAME=VALUE, as arguments or environment variables:
   SCRIPTS    "collm_cc collm_dc mc_baseline"
-  TASKS      "tldr arxiv coding strbuild housebuild"
+  TASKS      "tldr arxiv coding strbuild housebuild"; options go behind: "strbuild:feedback=score"
   SEEDS      "1 2 3"; quick: "1"
-  ARGS       further flags of the scripts, e.g. "--num-agents 1"; runs with other flags are other runs
+  ARGS       further flags of the scripts, e.g. "--num-agents 1"; other flags, other runs
   JOBS       runs at once; the number of cores. Above 1 each has one thread
   PYTHON     the interpreter; python
   QUICK_STEPS  env steps of a quick run; 512
   SPEED_ARGS   flags of benchmark_speed.py, e.g. "--repeats 5"
 
-A run is runs/{task}__{script}__{seed}[__{flags}], its output the same with .log. Starting a sweep again skips what has
-finished, resumes what has a checkpoint and starts the rest anew. A run that fails is reported with the end of its log
-and does not stop the others; the sweep then ends with exit code 1. At its end plot.py writes a row for each finished
-run to results/runs.csv, and tables and learning curves beside it.
+A run is runs/{task}__{script}__{seed}[__{flags}], its output the same with .log. Starting a sweep
+again skips what has finished, resumes what has a checkpoint and starts the rest anew. A run that
+fails is reported with the end of its log and does not stop the others; the sweep then ends with
+exit code 1. At its end plot.py writes a row for each finished run to results/runs.csv, and tables
+and learning curves beside it.
 EOF
 }
 
 cores() { nproc 2>/dev/null || sysctl -n hw.ncpu; }
 
-# The row of a finished run is made from its folder; a row whose folder is not here is history and skips nothing
-finished() { [[ -d runs/$1 ]] && grep -q "^$1," results/runs.csv 2>/dev/null; }
+# A row of runs.csv whose folder is not here is history and skips nothing
+# (a name with commas, from the options of a task, stands in quotes there).
+finished() { [[ -d runs/$1 ]] && grep -q "^\"\?$1\"\?," results/runs.csv 2>/dev/null; }
 
 one() { # SCRIPT TASK SEED: one run, skipped, resumed or new; returns 1 if it fails
   local script=$1 task=$2 seed=$3 name log command
@@ -53,7 +55,8 @@ one() { # SCRIPT TASK SEED: one run, skipped, resumed or new; returns 1 if it fa
   echo "start   ${command[*]}"
   echo "+ $(git describe --always --dirty 2>/dev/null || echo unknown) ${command[*]}" >>"$log"
   if ! "${command[@]}" >>"$log" 2>&1; then
-    printf 'FAILED  %s, end of %s:\n%s\n' "$name" "$log" "$(tr '\r' '\n' <"$log" | tail -n 15 | sed 's/^/        /')"
+    printf 'FAILED  %s, end of %s:\n' "$name" "$log"
+    tr '\r' '\n' <"$log" | tail -n 15 | sed 's/^/        /'
     return 1
   fi
   echo "done    $name"
@@ -63,7 +66,7 @@ sweep() {
   mkdir -p runs results
   "$PYTHON" plot.py csv # so that what is skipped is what the folders say
   if ((JOBS > 1)); then
-    export OMP_NUM_THREADS=1 # threads of several processes that wait for each other's cores are ten times slower
+    export OMP_NUM_THREADS=1 # threads that wait for each other's cores are ten times slower
   fi
   local failed=0
   # Seeds outermost: a sweep that is stopped early has whole seeds of everything
@@ -79,7 +82,7 @@ speed() {
   local peers=.venv-peers path='import sysconfig; print(sysconfig.get_path("purelib"))'
   if [[ ! -e $peers/ready ]]; then
     "$PYTHON" -m venv "$peers"
-    # Its own packages first, then ours: the peers run on the very torch and transformers that the scripts run on
+    # Its own packages first, then ours: the peers run on the torch and transformers of the scripts
     "$PYTHON" -c "$path" >"$("$peers/bin/python" -c "$path")/ours.pth"
     "$peers/bin/pip" install -q comlrl==1.4.3 trl==1.16.0
     touch "$peers/ready"
@@ -98,8 +101,12 @@ for word in "$@"; do
     *) if [[ $action == one ]]; then words+=("$word"); else usage >&2 && exit 2; fi ;;
   esac
 done
-[[ $action != quick ]] || { SEEDS=${SEEDS:-1} ARGS="--total-env-steps ${QUICK_STEPS:-512} ${ARGS:-}"; }
-export SCRIPTS=${SCRIPTS:-collm_cc collm_dc mc_baseline} TASKS=${TASKS:-tldr arxiv coding strbuild housebuild}
+if [[ $action == quick ]]; then
+  SEEDS=${SEEDS:-1}
+  ARGS="--total-env-steps ${QUICK_STEPS:-512} ${ARGS:-}"
+fi
+export SCRIPTS=${SCRIPTS:-collm_cc collm_dc mc_baseline}
+export TASKS=${TASKS:-tldr arxiv coding strbuild housebuild}
 export SEEDS=${SEEDS:-1 2 3} ARGS=${ARGS:-} JOBS=${JOBS:-$(cores)} PYTHON=${PYTHON:-python}
 export SPEED_ARGS=${SPEED_ARGS:-}
 case $action in

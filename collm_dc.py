@@ -29,7 +29,7 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from math import comb, inf
 from pathlib import Path
@@ -49,9 +49,11 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     Cache,
+    DynamicCache,
     DynamicLayer,
     GenerationConfig,
 )
+from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.utils import logging as transformers_logging
 
 from envs import UserError, make, score_batch
@@ -280,10 +282,13 @@ def load_model(auto_class, name: str, args: Args, device: torch.device, frozen: 
     step = "config"
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        windows = lift_windows(config)
         step = "weights"
-        model, loading = auto_class.from_pretrained(
-            base, config=config, dtype=dtype, output_loading_info=True, trust_remote_code=False
-        )
+        options = {"config": config, "dtype": dtype, "output_loading_info": True}
+        options["ignore_mismatched_sizes"] = True  # they are told below
+        if dtype == torch.float64:  # for which torch has no grouped product
+            options["experts_implementation"] = "eager"
+        model, loading = auto_class.from_pretrained(base, trust_remote_code=False, **options)
         step = "tokenizer"
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # safetensors, tokenizers and the Hub have their own classes
@@ -291,9 +296,15 @@ def load_model(auto_class, name: str, args: Args, device: torch.device, frozen: 
     if loading["missing_keys"]:
         some = ", ".join(sorted(loading["missing_keys"])[:3])
         raise UserError(f"--model {name}: its files lack weights of its layers: {some}, ...")
+    for weight, found, needed in sorted(loading["mismatched_keys"])[:1]:
+        shapes = f"{weight} of shape {tuple(found)}, its config asks for {tuple(needed)}"
+        raise UserError(f"--model {name}: its files have {shapes}")
+    model.windows = windows
     remove_dropout(model)
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        if not model.supports_gradient_checkpointing:
+            raise UserError(f"--gradient-checkpointing: --model {name} can not do it")
+        model.activation_checkpointing_enable({"use_reentrant": False})
     if args.lora_rank:
         model = add_lora(model, base, adapter, args.lora_rank, frozen)
     model = model.to(device).eval()
@@ -308,7 +319,7 @@ def remove_dropout(model: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
+            if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
 
 
@@ -325,10 +336,15 @@ def add_lora(model: nn.Module, name: str, adapter: Path | None, lora_rank: int, 
         if found != lora_rank:
             raise UserError(f"--lora-rank {lora_rank}: the adapter in {adapter} has rank {found}")
         return model
+    kinds_of_linear = []  # their forward is another one: routers of experts
+    for module, layer in model.named_modules():
+        if isinstance(layer, nn.Linear) and type(layer) is not nn.Linear:
+            kinds_of_linear.append(module)
     config = peft.LoraConfig(
         r=lora_rank,
         lora_alpha=2 * lora_rank,
         target_modules="all-linear",
+        exclude_modules=kinds_of_linear,
         task_type="CAUSAL_LM" if is_agent else "FEATURE_EXTRACTION",
     )
     return peft.get_peft_model(model, config)
@@ -349,12 +365,36 @@ def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: x for name, x in model.state_dict().items() if name not in frozen}
 
 
+def lift_windows(config) -> dict[str, int]:
+    """Set the windows of a model's attention to no limit; gives what they were.
+
+    Histories never reach them (see max_length). But models count the columns of a cache, in which
+    a history leaves holes for the longer texts of others.
+    """
+    config = config.get_text_config()
+    names = ["sliding_window", "attention_chunk_size", "floor_scale"]
+    windows = {name: getattr(config, name) for name in names if getattr(config, name, None)}
+    for name in windows:
+        setattr(config, name, 2**30)
+    return windows
+
+
 def max_length(model: nn.Module) -> float:
     """Tokens that a model reads as a whole: its positions, or the window of its attention."""
     config = model.config.get_text_config()
-    names = ["max_position_embeddings", "sliding_window", "attention_chunk_size", "window_size"]
-    limits = [getattr(config, name, None) for name in names]
-    return min(limit or inf for limit in limits)
+    limits = [getattr(config, "max_position_embeddings", None) or inf, *model.windows.values()]
+    if "longrope" in str(getattr(config, "rope_parameters", None)):
+        limits.append(config.original_max_position_embeddings)  # beyond it all keys turn
+    return min(limits)
+
+
+def recompute(model: nn.Module, on: bool) -> None:
+    """Have layers keep only their inputs for the backward pass, as --gradient-checkpointing asks.
+
+    What else training mode would switch on, e.g. noise in the choice of experts, stays off.
+    """
+    for module in model.modules():
+        module.training = on and getattr(module, "gradient_checkpointing", False)
 
 
 class Chat:
@@ -373,6 +413,8 @@ class Chat:
         self.strips = False  # whether it strips the user's text
         if tokenizer.chat_template:
             self.read_template()
+        if not self.eos:
+            raise UserError(f"--model {name}: no token ends a response: its tokenizer has no EOS")
 
     def render(self, *texts: str) -> str:
         """The chat of a user and an assistant in turn, up to where the next reply begins."""
@@ -399,7 +441,7 @@ class Chat:
         head, tail = self.split(self.render("<ONE>", "<REPLY>", "<USER>"), "<REPLY>")
         self.first = self.split(first, "<USER>")
         before, after = self.split(tail, "<USER>")
-        self.strips = " <USER> " not in self.render(" <USER> ")
+        self.strips = "\t<USER>\t" not in self.render("\t<USER>\t")
         self.find_end(before)
         if self.end is not None:
             end = self.tokenizer.convert_ids_to_tokens(self.end)
@@ -407,9 +449,11 @@ class Chat:
             before = end + rest
         self.later = (before, after)
         thought = self.render("<USER>", "<think>\n<THOUGHT>\n</think>\n\n<REPLY>", "<USER>")
-        same = head.replace("<ONE>", "<USER>").rstrip() == first.rstrip()
+        longer = self.render("<ONE>", "<REPLY>", "<TWO>", "<LAST>", "<USER>")
+        same = head.rstrip() == "<ONE>".join(self.first).rstrip()
+        same = same and longer.startswith(f"{head}<REPLY>") and longer.endswith(f"<LAST>{tail}")
         if not same or "<THOUGHT>" not in thought:
-            message = "its chat template rewrites earlier turns (thinking is dropped)"
+            message = "its chat template rewrites earlier turns (or drops their thinking)"
             say(f"{self.name}: {message}; histories keep what was read and sampled")
 
     def find_end(self, before: str) -> None:
@@ -460,6 +504,8 @@ class Agent(nn.Module):
         self.temperature = for_each_agent(args.temperature, args.num_agents)[i]
         learning_rate = for_each_agent(args.actor_lr, args.num_agents)[i]
         self.model, self.tokenizer = load_model(AutoModelForCausalLM, name, args, device, frozen)
+        check_layers(self.name, self.model)
+        check_causal(self.name, self.model)
         eos = self.model.generation_config.eos_token_id
         eos = eos if isinstance(eos, list) else [eos]
         self.chat = Chat(name, self.tokenizer, {*eos, self.tokenizer.eos_token_id} - {None})
@@ -492,7 +538,11 @@ class Agent(nn.Module):
         if hasattr(model, "peft_config"):
             model.save_pretrained(folder / "adapter")
             weights, model = merged_weights(model), model.get_base_model()
+        text_config = model.config.get_text_config()
+        for window, length in model.windows.items():
+            setattr(text_config, window, length)
         model.save_pretrained(folder, state_dict=weights)
+        lift_windows(model.config)
         config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -503,11 +553,13 @@ def merged_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     weights = {}
     for name, weight in base.state_dict().items():
         if ".lora_" not in name:
-            weights[name.replace(".base_layer.", ".")] = weight.detach().cpu()
+            weights[name.replace("base_layer.", "")] = weight.detach().cpu()
     for name, module in base.named_modules():
         if hasattr(module, "get_delta_weight"):
             delta = module.get_delta_weight("default").detach().cpu()
-            weights[f"{name}.weight"] = weights[f"{name}.weight"] + delta
+            parameter = getattr(module, "parameter_name", "weight")  # of experts: one of theirs
+            name = f"{name}.{parameter}".replace("base_layer.", "")
+            weights[name] = weights[name] + delta
     return weights
 
 
@@ -519,9 +571,9 @@ class Critic(nn.Module):
         self.name = f"critic of agents {reads}"
         self.reads, self.critic_type = reads, args.critic_type
         self.model, self.tokenizer = load_model(AutoModel, name, args, device, frozen)
-        with torch.no_grad():  # some models are not as wide at their end as their config says
-            output = self.model(torch.zeros(1, 1, dtype=torch.long, device=device))
-        width = output.last_hidden_state.shape[-1]
+        # Some models are wider or narrower at their end than inside
+        width = check_causal(self.name, self.model)
+        recompute(self.model, args.gradient_checkpointing)
         self.head = nn.Linear(width, 1, dtype=self.model.dtype, device=device)
         nn.init.zeros_(self.head.weight)
         self.optimizer = adamw(self, args.critic_lr)
@@ -674,7 +726,7 @@ def prefill(agent: Agent, prompts: list[list[int]], cache: RowsCache) -> None:
         agent.model(
             ids,
             attention_mask=torch.cat([past, torch.ones_like(real)], 1),
-            position_ids=past.sum(1, keepdim=True) + columns,
+            position_ids=past.sum(1, keepdim=True) + columns.clamp(max=(lengths - 1).clamp(min=0)),
             past_key_values=cache,
             logits_to_keep=1,
         )
@@ -1029,7 +1081,7 @@ def actor_step(i: int, agent: Agent, episodes, advantages, live, args: Args):
     num_turns, num_live = len(live), all_sum(live.sum())
     logps = torch.zeros_like(advantages)  # (T, B)
     kl, gap, norm = torch.zeros(3, 1, dtype=torch.float64, device=live.device)
-    agent.train(args.gradient_checkpointing)  # in which layers recompute; no dropout is left in it
+    recompute(agent, args.gradient_checkpointing)
     lengths = [len(e.tokens[i]) for e in episodes]
     for rows in microbatches(lengths, args.microbatch_tokens):
         batch = [episodes[k] for k in rows], i, num_turns, agent.temperature, agent.shares
@@ -1187,37 +1239,64 @@ def check_gap(agent: Agent, gap: float, dtype: str) -> None:
         raise UserError(f"{agent.name}: {told} {gap:.2g} on average, more than {tolerance}")
 
 
-def sampling_gap(agent: Agent, episodes: list[Episode], num_turns: int) -> float:
-    """Mean |log-prob in the update - log-prob when sampled| of an agent's tokens."""
-    with torch.no_grad():
-        i = agent.reads[0]
-        _, gap = logprobs(agent.model, episodes, i, num_turns, agent.temperature, agent.shares)
-    return gap.abs().mean().item()
+def check_layers(name: str, model: nn.Module) -> None:
+    """UserError for layers that keep more of a history than keys and values of single tokens."""
+    config = model.config.get_text_config()
+    kinds = {type(layer) for layer in DynamicCache(config=config).layers}
+    if model._is_stateful or not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
+        told = "has layers that keep a state, not keys and values alone"
+        raise UserError(f"{name}: {told}; episodes can not share and leave its batches")
+    if any(x.dtype == torch.bool and x.dim() == 4 for x in model.buffers()):
+        raise UserError(f"{name}: has layers with a mask of their own, which count padding")
+
+
+def check_causal(name: str, model: nn.Module) -> int:
+    """UserError if what a model says of its first token is not finite, or changes with its second.
+
+    Gives the width of what it says.
+    """
+    ids = torch.arange(2, device=model.device)[None]
+    try:
+        with torch.no_grad():
+            alone, both = (model(input_ids=x, use_cache=False)[0] for x in (ids[:, :1], ids))
+    except Exception as error:  # models raise what they like
+        raise UserError(f"{name}: can not read two tokens: {cause(error)}") from error
+    if not both.isfinite().all():
+        raise UserError(f"{name}: what it computes is not finite: its weights are broken")
+    change = (both[:, :1] - alone).abs().max()
+    if change > 0.1 * alone.abs().max():
+        raise UserError(
+            f"{name}: its attention is not causal: what it reads depends on what follows"
+        )
+    return both.shape[-1]
 
 
 def check_sampling(task, agents, args: Args) -> None:
-    """Play four short episodes of two items; UserError if what was sampled is not what is trained.
+    """UserError if what an agent samples is not what is trained.
 
-    Models whose attention can not read rows of several episodes get a row for each.
+    It plays four short episodes: two of one o_0, which may share it, and two that are shorter.
     """
-    items = [task.train[0], task.train[0], task.train[-1], task.train[-1]]
-    episodes = [Episode.start(k, item, len(agents)) for k, item in enumerate(items)]
-    try:
-        rollout(task, episodes, agents, replace(args, max_new_tokens=4), "initialisation", 0)
-        for agent in agents:
-            gap = sampling_gap(agent, episodes, task.num_turns)
-            with contextlib.suppress(RuntimeError, TypeError, ValueError, UserError):
-                agent.shares = True
-                check_gap(agent, sampling_gap(agent, episodes, task.num_turns), args.dtype)
-                continue
-            agent.shares = False
+    limit = min(4, args.max_new_tokens or task.max_new_tokens)
+    item = min(task.train, key=lambda item: len("".join(task.observe(item))))
+    for i, agent in enumerate(agents):
+        episodes = [Episode.start(k, item, len(agents)) for k in range(4)]
+        cuts, cache = [0, 0, 8, 16], RowsCache()
+        observations = [[text[cut:] for text in task.observe(item)] for cut in cuts]
+        try:
+            for turn in range(min(2, task.num_turns)):
+                uniforms = 1 - rng(args.seed, "initialisation", i, turn).random((4, limit))
+                act(i, agent, episodes, observations, turn, cache, torch.tensor(uniforms))
+                observations = [["go on " * k] * len(agents) for k in range(4)]
+        except Exception as error:  # models raise what they like
+            raise UserError(f"{agent.name}: can not be sampled from: {cause(error)}") from error
+        options = i, task.num_turns, agent.temperature
+        with torch.no_grad():
+            _, difference = logprobs(agent.model, episodes, *options, share=False)
+            gap = difference.abs().mean().item()
             check_gap(agent, gap, args.dtype)
-    except (UserError, FloatingPointError, OSError):
-        raise
-    except Exception as error:  # models raise what they like
-        names = " ".join(args.model)
-        message = f"can not be sampled from with a cache of keys and values: {cause(error)}"
-        raise UserError(f"--model {names}: {message}") from error
+            with contextlib.suppress(Exception):  # some read no masks but their own
+                _, difference = logprobs(agent.model, episodes[:2], *options, share=True)
+                agent.shares = difference.abs().mean().item() < 3 * gap + 1e-4
 
 
 def check_lengths(task, agents, readers, limit: int) -> None:
@@ -1484,6 +1563,7 @@ def command_line(args_class, main) -> None:
     disk or memory, a number that is not finite) with one line and exit code 1.
     """
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # no line for each retry
     try:
         main(parse_args(args_class))

@@ -1,19 +1,24 @@
-# docs: README.md#plotpy
+# docs: docs/study.md#tables-and-pictures
 """Tables, learning curves and pictures of the runs in runs/.
 
-python plot.py                  a row for each finished run in runs/ to results/runs.csv, then, from all its rows,
-                                results/learning_curves.png and results/tables.md
-python plot.py csv              runs.csv only
-python plot.py render runs/NAME draws the last evaluated builds (games) or episodes (others), to results/NAME.png
+python plot.py
+    a row for each finished run in runs/ to results/runs.csv; then, from all its rows,
+    results/learning_curves.png and results/tables.md; prints the table of README.md
+python plot.py csv
+    runs.csv only
+python plot.py render runs/NAME
+    draws the last evaluated builds (games) or episodes (others), to results/NAME.png
 
-Definitions. Start and end: the first and last held-out evaluation of a run (temperature 1). A run is finished if the
-last one is at --total-env-steps and, where checkpoints are kept, one is newer than it. Runs are pooled over seeds, and
-only if no argument but NOT_A_SETTING differs. Time and tokens of an episode: eval/time (seconds) and eval/tokens (all
-responses). Wall time: from the first to the last event of each event file, added up, so that a pause before --resume
-does not count and work done twice does. sd: with n - 1. Intervals: 95%, percentile bootstrap of the mean over seeds;
-with three seeds they are too narrow. P(A > B), the probability of improvement of Agarwal et al. (2021): the share of
-pairs of a seed of A and one of B in which A ends higher, a tie counting half. Steps to a level: the first crossing,
-linear between evaluations. Curves and the first table show, of each method, the runs with the fewest settings.
+Start and end: the first and last held-out evaluation of a run. A run is finished if the last one is
+at --total-env-steps and, where checkpoints are kept, one is newer than it. Runs are pooled over
+seeds, and only if no argument but those of NOT_A_SETTING differs. Time and tokens of an episode:
+eval/time (seconds) and eval/tokens (all responses). Wall time: from the first to the last event of
+each event file, added up, so that a pause before --resume does not count and work done twice does.
+sd: with n - 1. Intervals: 95%, percentile bootstrap of the mean over seeds; with three seeds they
+are too narrow. P(A > B), the probability of improvement of Agarwal et al. (2021): the share of
+pairs of a seed of A and one of B in which A ends higher, a tie counting half. Steps to a level: the
+first crossing, linear between evaluations. Curves and the first table show, of each method, the
+runs with the fewest settings.
 """
 
 import csv
@@ -29,30 +34,49 @@ import matplotlib
 import numpy as np
 import tyro
 from matplotlib import pyplot as plt
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import Patch
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.util.tensor_util import make_ndarray
 
 ROOT = Path(__file__).resolve().parent
 # What does not change what is learned
-NOT_A_SETTING = ("seed", "run_name", "resume", "device", "agent_devices", "track", "save_every")
+NOT_A_SETTING = ["seed", "run_name", "resume", "device", "track", "save_every"]
+NOT_A_SETTING += ["microbatch_tokens", "gradient_checkpointing"]
 METHODS = {"collm_cc": "CoLLM-CC", "collm_dc": "CoLLM-DC", "mc_baseline": "MAGRPO"}
-ALONE = {"collm_cc": "AC (CC)", "collm_dc": "AC (DC)", "mc_baseline": "GRPO"}  # with --num-agents 1
-COST = [("time", "time s", 1, 2), ("tokens", "tokens", 1, 0)]  # metric, column, factor, decimals
-SCORE = ("score", "score", 1, 1)
-ADJACENCY, IOU, MATCH = ((name, f"{name} %", 100, 1) for name in ("adjacency", "iou", "match"))
+ALONE = {"collm_cc": "AC (CC)", "collm_dc": "AC (DC)", "mc_baseline": "GRPO"}  # --num-agents 1
+LEVELS = [50, 60, 70, 80, 90]  # of the score, for steps to a level
+NOISE = ["losses/grad_norm", "losses/advantage_variance", "losses/explained_variance"]
+GAMES = ["strbuild", "housebuild"]
+
+
+@dataclass
+class Column:
+    """A column of the first table: a metric times a factor."""
+
+    metric: str
+    title: str
+    factor: float = 1
+    decimals: int = 1
+
+
+COST = [Column("time", "time s", decimals=2), Column("tokens", "tokens", decimals=0)]
+SCORE = Column("score", "score")
+PASS = [Column(f"pass@{k}", f"pass@{k} %", 100) for k in (1, 4)]
+ADJACENCY = Column("adjacency", "adjacency %", 100)
+IOU = Column("iou", "iou %", 100)
+MATCH = Column("match", "match %", 100)
 FAMILIES = {  # the columns of the paper's Table 1
     "Writing": {"tldr": [SCORE], "arxiv": [SCORE]},
-    "Coding": {"coding": [SCORE, *((f"pass@{k}", f"pass@{k} %", 100, 1) for k in (1, 4))]},
+    "Coding": {"coding": [SCORE, *PASS]},
     "Games": {"strbuild": [SCORE, ADJACENCY, IOU], "housebuild": [SCORE, MATCH, IOU]},
 }
-LEVELS = (50, 60, 70, 80, 90)  # of the score, for steps to a level
-NOISE = ("losses/grad_norm", "losses/advantage_variance", "losses/explained_variance")
 
 
 @dataclass
 class Args:
     action: tyro.conf.Positional[Literal["all", "csv", "render"]] = "all"
-    """all: rows, tables and learning curves; csv: a row for each finished run; render: the last episodes of one run"""
+    """all: rows, tables and curves; csv: rows; render: the last episodes of one run"""
     run: tyro.conf.Positional[Path | None] = None
     """run folder, for render"""
     runs: Path = Path("runs")
@@ -61,7 +85,7 @@ class Args:
     """folder to write to"""
 
 
-# ==================================================== runs ====================================================
+# ============================================= runs =============================================
 @dataclass
 class Run:
     """One run folder."""
@@ -75,10 +99,12 @@ class Run:
 
     @property
     def finished(self):
-        """Whether it was evaluated at its last step and the checkpoint that follows (if any is kept) was written."""
+        """Whether it was evaluated at its last step, and saved after that if it saves at all."""
         saved = [path.stat().st_mtime for path in self.path.glob("checkpoint_*")]
-        done = max(self.scalars.get(self.metric, {-1: 0})) >= self.args["total_env_steps"]
-        return done and (not saved or max(saved) >= self.last)
+        steps, _ = self.curve(self.metric)
+        if not len(steps) or steps[-1] < self.args["total_env_steps"]:
+            return False
+        return not saved or max(saved) >= self.last
 
     @property
     def metric(self):
@@ -88,31 +114,47 @@ class Run:
     def curve(self, tag):
         """(env steps, values) of a tag, in order."""
         points = sorted(self.scalars.get(tag, {}).items())
-        return np.array([x for x, _ in points], float), np.array([y for _, y in points], float)
+        steps = [step for step, _ in points]
+        values = [value for _, value in points]
+        return np.array(steps, float), np.array(values, float)
 
     def ends(self, tag):
         """(first, last) value of a tag; NaN where it was not logged."""
-        values = self.curve(tag)[1]
-        return (values[0], values[-1]) if len(values) else (np.nan, np.nan)
+        _, values = self.curve(tag)
+        if not len(values):
+            return np.nan, np.nan
+        return values[0], values[-1]
+
+    def forget_from(self, step):
+        """Drop scalars from a step on: --resume does that work again."""
+        for points in self.scalars.values():
+            for later in [x for x in points if x >= step]:
+                del points[later]
+
+    def add(self, event):
+        """Take in one TensorBoard event."""
+        if event.HasField("session_log"):  # written by --resume
+            self.forget_from(event.step)
+        for value in event.summary.value:
+            data = make_ndarray(value.tensor).item()
+            if value.metadata.plugin_data.plugin_name == "text":
+                self.texts[value.tag.removesuffix("/text_summary")] = data.decode()
+                continue
+            self.scalars.setdefault(value.tag, {})[event.step] = data
+            if value.tag.startswith("eval/"):
+                self.last = event.wall_time
 
 
 def read_run(path):
-    """Run of a folder. What a resumed run did after its checkpoint is dropped, because it has been done again."""
+    """Run of a folder."""
     run = Run(path, json.loads((path / "args.json").read_text()))
     for file in sorted(path.glob("events.out.tfevents.*")):
         times = []
         for event in EventFileLoader(str(file)).Load():
             times.append(event.wall_time)
-            if event.HasField("session_log"):  # written by --resume
-                run.scalars = {k: {x: y for x, y in v.items() if x < event.step} for k, v in run.scalars.items()}
-            for value in event.summary.value:
-                data = make_ndarray(value.tensor)
-                if value.metadata.plugin_data.plugin_name == "text":
-                    run.texts[value.tag.removesuffix("/text_summary")] = data.item().decode()
-                else:
-                    run.scalars.setdefault(value.tag, {})[event.step] = data.item()
-                    run.last = event.wall_time if value.tag.startswith("eval/") else run.last
-        run.wall += max(times, default=0) - min(times, default=0)
+            run.add(event)
+        if times:
+            run.wall += max(times) - min(times)
     return run
 
 
@@ -121,21 +163,43 @@ def read_runs(folder):
     return [read_run(path.parent) for path in sorted(folder.glob("*/args.json"))]
 
 
+def kind(task):
+    """The name of a task without its options."""
+    return task.partition(":")[0]
+
+
 def settings(run):
-    """{name: value} of the arguments that differ from the script's defaults; all if the script is not here."""
-    known = (ROOT / f"{run.args['exp_name']}.py").exists()
-    script = import_module(run.args["exp_name"]) if known else None
-    defaults = asdict(script.Args()) if known else {}
+    """{name: value} of the arguments that differ from the script's defaults.
+
+    All of them, if the script is not in this folder.
+    """
+    script = run.args["exp_name"]
+    defaults = {}
+    if (ROOT / f"{script}.py").exists():
+        defaults = asdict(import_module(script).Args())
     if "num_envs" in defaults:  # None is the task's own, which args.json has
-        defaults["num_envs"] = script.envs.TASKS.get(run.args["task"], script.envs.Task).num_envs
-    named = {k: v for k, v in run.args.items() if k not in ("task", "exp_name", *NOT_A_SETTING)}
-    return {k: v for k, v in named.items() if k not in defaults or v != defaults[k]}
+        task = import_module("envs").TASKS.get(kind(run.args["task"]))
+        defaults["num_envs"] = getattr(task, "num_envs", None)
+    changed = {}
+    for name, value in run.args.items():
+        if name in ("task", "exp_name") or name in NOT_A_SETTING:
+            continue
+        if name not in defaults or value != defaults[name]:
+            changed[name] = value
+    return changed
 
 
+# ============================================= rows =============================================
 def flags(row):
-    """Settings of a row of runs.csv as text, but for --num-agents, which is a part of the method's name."""
-    named = {k: v for k, v in json.loads(row["settings"]).items() if k != "num_agents"}
-    return " ".join(f"{k}={' '.join(v) if isinstance(v, list) else v}" for k, v in sorted(named.items()))
+    """Settings of a row of runs.csv as text, but for num_agents, which the method's name tells."""
+    words = []
+    for name, value in sorted(json.loads(row["settings"]).items()):
+        if name == "num_agents" and value <= 2:
+            continue
+        if isinstance(value, list):
+            value = " ".join(map(str, value))
+        words.append(f"{name}={value}")
+    return " ".join(words)
 
 
 def alone(row):
@@ -145,21 +209,40 @@ def alone(row):
 
 def label(row):
     """Name of the method, as in the paper's tables, and its settings."""
-    name = (ALONE if alone(row) else METHODS).get(row["script"], row["script"])
+    names = ALONE if alone(row) else METHODS
+    name = names.get(row["script"], row["script"])
     return f"{name} ({flags(row)})" if flags(row) else name
 
 
 def group(rows):
-    """{task: {label: [row of each seed]}}."""
+    """{task: {label: [row of each seed]}}; methods with the fewest settings come first."""
+
+    def place(row):
+        num_settings = flags(row).count("=")
+        return row["task"], num_settings, label(row), int(row["seed"])
+
     groups = {}
-    for row in sorted(rows, key=lambda row: (row["task"], flags(row).count("="), label(row), int(row["seed"]))):
-        groups.setdefault(row["task"], {}).setdefault(label(row), []).append(row)
+    for row in sorted(rows, key=place):
+        methods = groups.setdefault(row["task"], {})
+        methods.setdefault(label(row), []).append(row)
     return groups
 
 
 def flat(groups):
     """[(task, label, rows)]."""
-    return [(task, method, rows) for task, methods in groups.items() for method, rows in methods.items()]
+    found = []
+    for task, methods in groups.items():
+        found += [(task, name, rows) for name, rows in methods.items()]
+    return found
+
+
+def plain(groups):
+    """Of each task and method, the runs with the fewest settings."""
+    shown = {}
+    for task, name, rows in flat(groups):  # in order of the number of settings
+        method = name.removesuffix(f" ({flags(rows[0])})")
+        shown.setdefault(task, {}).setdefault(method, rows)
+    return shown
 
 
 def number(row, column):
@@ -169,69 +252,96 @@ def number(row, column):
 
 def curve(row):
     """(env steps, values) of the metric that stands for a run."""
-    points = np.array(json.loads(row["curve"]), float)  # (evaluations, 2)
-    return points[:, 0], points[:, 1]
+    steps, values = zip(*json.loads(row["curve"]))
+    return np.array(steps, float), np.array(values, float)
 
 
 def ends(rows):
-    """Values of that metric at the start and at the end, (2, rows)."""
-    return np.array([curve(row)[1][[0, -1]] for row in rows]).T
+    """Values of that metric at the start and at the end, an array over rows each."""
+    curves = [curve(row) for row in rows]
+    starts = np.array([values[0] for _, values in curves])
+    finals = np.array([values[-1] for _, values in curves])
+    return starts, finals
 
 
-# ================================================= statistics =================================================
 def start_of(row):
-    """What runs of one untrained team have in common: all methods start alike with a seed, other code may not."""
+    """What runs of one untrained team have in common.
+
+    All methods start alike with a seed; other code may not.
+    """
     return row["seed"], row.get("start/score")
 
 
+# ========================================== statistics ==========================================
 def bootstrap(statistic, *samples, draws=5000, seed=0):
-    """95% percentile interval of statistic(*samples), each sample drawn anew with replacement; NaN below two values.
-    statistic gets arrays (draws, n) and gives (draws,)."""
+    """95% percentile interval of statistic(*samples); NaN if a sample has fewer than two values.
+
+    Each sample is drawn anew with replacement. statistic gets arrays (draws, n), gives (draws,).
+    """
     if min(map(len, samples)) < 2:
         return np.nan, np.nan
     rng = np.random.default_rng(seed)
-    drawn = [np.asarray(x, float)[rng.integers(len(x), size=(draws, len(x)))] for x in samples]
+    drawn = []
+    for sample in samples:
+        chosen = rng.integers(len(sample), size=(draws, len(sample)))
+        drawn.append(np.asarray(sample, float)[chosen])
     return tuple(np.percentile(statistic(*drawn), [2.5, 97.5]))
+
+
+def mean(sample):
+    """Mean over the last axis."""
+    return np.mean(sample, -1)
 
 
 def difference(a, b):
     """Mean of a less mean of b, over the last axis."""
-    return np.mean(a, -1) - np.mean(b, -1)
+    return mean(a) - mean(b)
 
 
 def improvement(a, b):
     """Probability of improvement P(a > b), over the last axis."""
-    a, b = np.asarray(a)[..., :, None], np.asarray(b)[..., None, :]
-    return ((a > b) + 0.5 * (a == b)).mean((-2, -1))
+    a = np.asarray(a)[..., :, None]
+    b = np.asarray(b)[..., None, :]
+    wins = (a > b) + 0.5 * (a == b)
+    return wins.mean((-2, -1))
 
 
 def steps_to(steps, values, level):
     """Env steps at which a curve first reaches a level, NaN if never."""
-    if not (values >= level).any():
+    reached = np.flatnonzero(values >= level)
+    if not len(reached):
         return np.nan
-    at = int(np.argmax(values >= level))
-    if at == 0:
+    after = reached[0]
+    if after == 0:
         return steps[0]
-    share = (level - values[at - 1]) / (values[at] - values[at - 1])
-    return steps[at - 1] + share * (steps[at] - steps[at - 1])
+    before = after - 1
+    share = (level - values[before]) / (values[after] - values[before])
+    return steps[before] + share * (steps[after] - steps[before])
 
 
 def mean_curve(curves, points=100):
-    """(env steps, mean, low, high) over seeds of [(steps, values)], on a grid over the steps that all of them have."""
-    grid = np.linspace(max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves), points)
-    values = np.array([np.interp(grid, x, y) for x, y in curves])  # (seeds, points)
-    bounds = np.array([bootstrap(lambda sample: sample.mean(-1), column) for column in values.T])  # (points, 2)
-    return grid, values.mean(0), bounds[:, 0], bounds[:, 1]
+    """(env steps, mean, low, high) over seeds of [(steps, values)], on the steps that all have."""
+    first = max(steps[0] for steps, _ in curves)
+    last = min(steps[-1] for steps, _ in curves)
+    grid = np.linspace(first, last, points)
+    values = [np.interp(grid, steps, y) for steps, y in curves]
+    values = np.array(values)  # (seeds, points)
+    bounds = [bootstrap(mean, column) for column in values.T]
+    low, high = np.transpose(bounds)
+    return grid, values.mean(0), low, high
 
 
-# =================================================== tables ===================================================
+# ============================================ tables ============================================
 def spread(values, decimals=1):
     """mean ± sd of what is not NaN; - if all is."""
-    values = np.asarray(values, float)[~np.isnan(values)]
+    values = np.asarray(values, float)
+    values = values[~np.isnan(values)]
     if not len(values):
         return "-"
-    sd = f" ± {values.std(ddof=1):.{decimals}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{decimals}f}{sd}"
+    text = f"{values.mean():.{decimals}f}"
+    if len(values) > 1:
+        text += f" ± {values.std(ddof=1):.{decimals}f}"
+    return text
 
 
 def interval(low, high):
@@ -241,77 +351,122 @@ def interval(low, high):
 
 def table(header, rows):
     """Lines of a Markdown table."""
-    return ["| " + " | ".join(map(str, row)) + " |" for row in [header, ["---"] * len(header), *rows]]
+    lines = []
+    for row in [header, ["---"] * len(header), *rows]:
+        cells = " | ".join(map(str, row))
+        lines.append(f"| {cells} |")
+    return lines
 
 
-def plain(groups):
-    """Of each task and method, the runs with the fewest settings."""
-    shown = {}
-    for task, methods in groups.items():
-        for name, rows in methods.items():  # in order of the number of settings
-            base = name.removesuffix(f" ({flags(rows[0])})")
-            shown.setdefault(task, {}).setdefault(base, rows)
-    return shown
+def paper_cells(groups, tasks):
+    """{(row of the table, "start" or "end"): {task: rows of runs.csv}} of the paper's Table 1."""
+    starts, trained = {}, {}
+    for task in tasks:
+        for method, rows in groups[task].items():
+            untrained = "untrained agent" if alone(rows[0]) else "untrained team"
+            cells = starts.setdefault((untrained, "start"), {})
+            once = cells.setdefault(task, {})
+            once.update({start_of(row): row for row in rows})
+            cells = trained.setdefault((method, "end"), {})
+            cells[task] = rows
+    for cells in starts.values():
+        for task, once in cells.items():
+            cells[task] = list(once.values())
+    return starts | trained
+
+
+def paper_row(name, side, found, columns):
+    """A row of it. found: {task: rows}; columns: {task: [Column]}."""
+    cells = [name]
+    for task in columns:
+        rows = found.get(task, [])
+        for column in columns[task]:
+            values = [number(row, f"{side}/{column.metric}") for row in rows]
+            scaled = np.array(values) * column.factor
+            cells.append(spread(scaled, column.decimals))
+        cells.append(len(rows))
+    return cells
 
 
 def paper_table(groups):
-    """The paper's Table 1: a row for each method, trained, and for what they start from; columns for each task."""
-    lines, groups = [], plain(groups)
+    """The paper's Table 1: a row for each method and for what it starts from."""
+    lines = []
+    shown = plain(groups)
     for family, tasks in FAMILIES.items():
-        tasks = {task: [*COST, *columns] for task, columns in tasks.items() if task in groups}
-        cells = {}  # (row of the table, start or end) -> task -> key -> row of runs.csv
-        for task in tasks:
-            for method, rows in groups[task].items():
-                untrained = "untrained agent" if alone(rows[0]) else "untrained team"
-                starts = cells.setdefault((untrained, "start"), {}).setdefault(task, {})
-                starts.update({start_of(row): row for row in rows})
-                cells.setdefault((method, "end"), {})[task] = {row["run"]: row for row in rows}
-        header = ["method", *(f"{t} {c[1]}" for t, cs in tasks.items() for c in [*cs, ("", "n")])]
-        table_rows = []
-        for name, side in sorted(cells, key=lambda cell: cell[1] == "end"):
-            table_rows.append([name])
-            for task, columns in tasks.items():
-                rows = cells[name, side].get(task, {}).values()
-                for metric, _, factor, decimals in columns:
-                    table_rows[-1].append(spread([number(row, f"{side}/{metric}") * factor for row in rows], decimals))
-                table_rows[-1].append(len(rows))
-        lines += ["", f"### {family}", "", *table(header, table_rows)] if table_rows else []
+        columns = {task: COST + tasks[task] for task in tasks if task in shown}
+        if not columns:
+            continue
+        header = ["method"]
+        for task in columns:
+            header += [f"{task} {column.title}" for column in columns[task]]
+            header.append(f"{task} n")
+        cells = paper_cells(shown, columns)
+        body = [paper_row(*key, found, columns) for key, found in cells.items()]
+        lines += ["", f"### {family}", ""]
+        lines += table(header, body)
     return lines
 
 
 def run_table(groups):
     """What the runs cost, and the held-out score at their start and end."""
-    header = ["task", "method", "n", "start", "end", "env steps", "wall minutes", "peak memory GiB"]
-    columns = [("env_steps", 1, 0), ("wall_seconds", 1 / 60, 1), ("peak_memory_gb", 1, 2)]
+    header = ["task", "method", "n", "start", "end", "env steps", "wall minutes", "peak GiB"]
     lines = []
     for task, method, rows in flat(groups):
-        cells = [spread([number(row, name) * factor for row in rows], decimals) for name, factor, decimals in columns]
-        lines.append([task, method, len(rows), *(spread(side, 2) for side in ends(rows)), *cells])
+        start, end = ends(rows)
+        minutes = [number(row, "wall_seconds") / 60 for row in rows]
+        line = [task, method, len(rows), spread(start), spread(end)]
+        line.append(spread([number(row, "env_steps") for row in rows], 0))
+        line.append(spread(minutes))
+        line.append(spread([number(row, "peak_memory_gb") for row in rows], 2))
+        lines.append(line)
     return table(header, lines)
 
 
 def setting_table(groups):
     """A row for each task and settings, a column for each method: n in brackets."""
-    starts, cells = {}, {}
+    starts, scores = {}, {}
     for task, _, rows in flat(groups):
-        key = task, " ".join(["one agent"] * alone(rows[0]) + [flags(rows[0])]).strip() or "default"
-        starts.setdefault(key, {}).update({start_of(row): ends([row])[0, 0] for row in rows})
-        cells.setdefault(key, {})[rows[0]["script"]] = f"{spread(ends(rows)[1])} ({len(rows)})"
-    keys = sorted(cells, key=lambda key: (key[0], key[1] != "default"))
-    lines = [[*key, spread(list(starts[key].values())), *(cells[key].get(x, "-") for x in METHODS)] for key in keys]
+        words = "one agent " if alone(rows[0]) else ""
+        key = task, (words + flags(rows[0])).strip()
+        start, end = ends(rows)
+        once = starts.setdefault(key, {})
+        once.update(zip(map(start_of, rows), start))
+        scores.setdefault(key, {})[rows[0]["script"]] = f"{spread(end)} ({len(rows)})"
+    lines = []
+    for task, words in sorted(scores):
+        line = [task, words or "default"]
+        line.append(spread(list(starts[task, words].values())))
+        line += [scores[task, words].get(script, "-") for script in METHODS]
+        lines.append(line)
     return table(["task", "settings", "start", *METHODS.values()], lines)
+
+
+def readme_table(groups):
+    """The same of runs with default flags and tasks alone, for README.md; no lines without any."""
+    defaults = {}
+    for task, methods in groups.items():
+        shown = [name for name in methods if name in METHODS.values()]
+        if shown and ":" not in task:
+            defaults[task] = {name: methods[name] for name in shown}
+    return setting_table(defaults) if defaults else []
 
 
 def pair_table(groups):
     """Every pair of methods of a task with the same settings."""
     lines = []
     for task, methods in groups.items():
-        for (a, x), (b, y) in itertools.combinations(methods.items(), 2):
-            if flags(x[0]) == flags(y[0]):
-                final = ends(x)[1], ends(y)[1]
-                lines.append([task, a, b, f"{len(x)}, {len(y)}"])
-                for statistic in (difference, improvement):
-                    lines[-1] += [f"{statistic(*final):.2f}", interval(*bootstrap(statistic, *final))]
+        for a, b in itertools.combinations(methods, 2):
+            rows_a, rows_b = methods[a], methods[b]
+            if flags(rows_a[0]) != flags(rows_b[0]):
+                continue
+            _, end_a = ends(rows_a)
+            _, end_b = ends(rows_b)
+            final = end_a, end_b
+            line = [task, a, b, f"{len(rows_a)}, {len(rows_b)}"]
+            for statistic in (difference, improvement):
+                line.append(f"{statistic(*final):.2f}")
+                line.append(interval(*bootstrap(statistic, *final)))
+            lines.append(line)
     return table(["task", "A", "B", "n", "end of A - B", "95%", "P(A > B)", "95%"], lines)
 
 
@@ -319,76 +474,110 @@ def level_table(groups):
     """Env steps to reach fixed scores, mean ± sd over the seeds that do."""
     lines = []
     for task, method, rows in flat(groups):
-        lines.append([task, method])
+        line = [task, method]
         for level in LEVELS:
-            steps = np.array([steps_to(*curve(row), level) for row in rows])
-            lines[-1].append(f"{spread(steps, 0)} ({(~np.isnan(steps)).sum()}/{len(rows)})")
+            steps = [steps_to(*curve(row), level) for row in rows]
+            reached = np.count_nonzero(~np.isnan(steps))
+            line.append(f"{spread(steps, 0)} ({reached}/{len(rows)})")
+        lines.append(line)
     return table(["task", "method", *(f"score {level}" for level in LEVELS)], lines)
 
 
 def noise_table(groups):
-    """How large gradients and advantages are, how much they vary from one iteration to the next within a run, and how
-    much of the returns the critic explains."""
+    """Size and variance of gradients and advantages, and how much the critic explains."""
     lines = []
     for task, method, rows in flat(groups):
         for tag in NOISE:
-            values = [[number(row, f"{moment}/{tag}") for row in rows] for moment in ("mean", "variance")]
-            if not np.isnan(values).all():
-                lines.append([task, method, tag, *(spread(column, 3) for column in values)])
+            means = [number(row, f"mean/{tag}") for row in rows]
+            variances = [number(row, f"variance/{tag}") for row in rows]
+            if np.isnan(means + variances).all():
+                continue
+            line = [task, method, tag]
+            line += [spread(means, 3), spread(variances, 3)]
+            lines.append(line)
     return table(["task", "method", "scalar", "mean", "variance over iterations"], lines)
+
+
+SECTIONS = [
+    (
+        "Methods and tasks",
+        "Held-out, mean ± sd over seeds; runs with fewest settings.",
+        paper_table,
+    ),
+    ("Runs", "Held-out score (% of the largest reward).", run_table),
+    ("Settings", "Score at the start and at the end (seeds).", setting_table),
+    ("Pairs of methods", "Score at the end, methods with the same settings.", pair_table),
+    ("Sample efficiency", "Env steps to a held-out score (seeds that reach it).", level_table),
+    ("Variance", "Over the iterations of a run; mean ± sd over seeds.", noise_table),
+]
 
 
 def tables(groups):
     """The whole of tables.md."""
-    text = [
-        ("Methods and tasks", "Held-out, mean ± sd over n seeds; of a method, runs with fewest settings.", paper_table),
-        ("Runs", "Held-out score (% of the largest reward).", run_table),
-        ("Settings", "Score at the start and at the end (seeds).", setting_table),
-        ("Pairs of methods", "Score at the end, methods with the same settings.", pair_table),
-        ("Sample efficiency", "Env steps to a held-out score (seeds that reach it / seeds).", level_table),
-        ("Variance", "Mean and variance over the iterations of a run; of them, mean ± sd over seeds.", noise_table),
-    ]
     lines = ["Written by `python plot.py`; its first lines say how each figure is defined."]
-    for title, caption, make in text:
+    for title, caption, make in SECTIONS:
         lines += ["", f"## {title}", "", caption, "", *make(groups)]
     return "\n".join(lines).replace("\n\n\n", "\n\n") + "\n"
 
 
-# ===================================================== csv ====================================================
+# ============================================= csv ==============================================
 def peak_memory(run):
     """GiB; NaN if nothing was trained."""
-    return max(run.scalars.get("charts/peak_memory_gb", {0: np.nan}).values())
+    _, values = run.curve("charts/peak_memory_gb")
+    return values.max() if len(values) else np.nan
+
+
+def response_tokens(run):
+    """Tokens of all responses in training: of each iteration, its rate times its seconds."""
+    _, rates = run.curve("charts/tokens_per_second")
+    _, rollout = run.curve("time/rollout")
+    _, update = run.curve("time/update")
+    return round(float((rates * (rollout + update)).sum()))
+
+
+def starts(run):
+    """[(commit, command)] of each start, from the log that benchmark.sh keeps beside a run."""
+    log = run.path.with_name(f"{run.path.name}.log")
+    lines = log.read_text().splitlines() if log.exists() else []
+    begun = []
+    for line in lines:
+        if line.startswith("+ "):
+            _, commit, command = line.split(" ", 2)
+            begun.append((commit, command))
+    return begun
 
 
 def csv_row(run):
-    """What a run was and gave, as {column: value}. Commit and command are in the log that benchmark.sh keeps of it."""
-    log = run.path.with_suffix(run.path.suffix + ".log")
-    lines = log.read_text().splitlines() if log.exists() else []
-    starts = [line.split(" ", 2) for line in lines if line.startswith("+ ")]
-    rate, *seconds = (run.curve(tag)[1] for tag in ("charts/tokens_per_second", "time/rollout", "time/update"))
+    """What a run was and gave, as {column: value}."""
+    begun = starts(run)
+    steps, scores = run.curve(run.metric)
+    points = zip(steps.tolist(), scores.round(3).tolist())
     row = {
         "run": run.path.name,
         "task": run.args["task"],
         "script": run.args["exp_name"],
         "seed": run.args["seed"],
         "settings": json.dumps(settings(run)),
-        "commit": " ".join(dict.fromkeys(commit for _, commit, _ in starts)),  # more than one if it was resumed
-        "command": starts[0][2] if starts else "",
-        "env_steps": max(run.scalars[run.metric]),
+        # More than one commit if it was resumed
+        "commit": " ".join(dict.fromkeys(commit for commit, _ in begun)),
+        "command": begun[0][1] if begun else "",
+        "env_steps": int(steps[-1]),
         "wall_seconds": round(run.wall, 1),
-        "response_tokens": round(float((rate * sum(seconds)).sum())) if len(rate) else 0,
+        "response_tokens": response_tokens(run),
         "peak_memory_gb": round(peak_memory(run), 3),
+        "curve": json.dumps(list(points)),
     }
-    row["curve"] = json.dumps(
-        [[step, round(value, 3)] for step, value in zip(*(x.tolist() for x in run.curve(run.metric)))]
-    )
     for tag in NOISE:
-        values = run.curve(tag)[1]
+        _, values = run.curve(tag)
         values = values[~np.isnan(values)]
         if len(values):
-            row |= {f"mean/{tag}": values.mean(), f"variance/{tag}": values.var()}
-    tags = sorted(tag for tag in run.scalars if tag.startswith("eval/") and "/turn_" not in tag)
-    return row | {f"{side}/{tag[5:]}": run.ends(tag)[k] for k, side in enumerate(("start", "end")) for tag in tags}
+            row[f"mean/{tag}"] = values.mean()
+            row[f"variance/{tag}"] = values.var()
+    metrics = [tag for tag in run.scalars if tag.startswith("eval/") and "/turn_" not in tag]
+    for side, name in enumerate(("start", "end")):
+        for tag in sorted(metrics):
+            row[f"{name}/{tag.removeprefix('eval/')}"] = run.ends(tag)[side]
+    return row
 
 
 def read_csv(path):
@@ -398,35 +587,44 @@ def read_csv(path):
 
 def write_csv(runs, path):
     """Replace the rows of these runs; rows of runs that are not here any more stay."""
-    rows = {row["run"]: row for row in read_csv(path)}
-    rows = {name: row for name, row in rows.items() if name not in {run.path.name for run in runs}}
-    rows |= {run.path.name: csv_row(run) for run in runs if run.finished}
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    here = [run.path.name for run in runs]
+    rows = [row for row in read_csv(path) if row["run"] not in here]
+    rows += [csv_row(run) for run in runs if run.finished]
+    columns = {}  # a dict, to keep their order
+    for row in rows:
+        columns |= dict.fromkeys(row)
     partial = path.with_suffix(".tmp")
     with partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
-        writer.writerows(rows[name] for name in sorted(rows))
+        writer.writerows(sorted(rows, key=lambda row: row["run"]))
     partial.replace(path)
 
 
-# ================================================== pictures ==================================================
+# =========================================== pictures ===========================================
+def colour(k):
+    """The k-th colour of curves and blocks."""
+    return matplotlib.colormaps["tab10"](k % 10)
+
+
 def draw_curves(groups, path):
     """One panel for each task; mean over seeds and its 95% interval."""
     shown = plain(groups)
-    names = list(dict.fromkeys(name for methods in shown.values() for name in methods))
-    colours = {name: matplotlib.colormaps["tab10"](k % 10) for k, name in enumerate(names)}
+    names = []
+    for methods in shown.values():
+        names += [name for name in methods if name not in names]
     columns = min(3, len(shown))
     height = -(-len(shown) // columns)
-    figure, axes = plt.subplots(height, columns, figsize=(3.6 * columns + 0.6, 2.8 * height + 0.6), squeeze=False)
-    for axis, (task, methods) in itertools.zip_longest(axes.flat, shown.items(), fillvalue=("", {})):
-        if not methods:
-            axis.axis("off")
-            continue
+    size = 3.6 * columns + 0.6, 2.8 * height + 0.6
+    figure, axes = plt.subplots(height, columns, figsize=size, squeeze=False)
+    for axis in axes.flat[len(shown) :]:
+        axis.axis("off")
+    for axis, (task, methods) in zip(axes.flat, shown.items()):
         for name, rows in methods.items():
-            x, mean, low, high = mean_curve([curve(row) for row in rows])
-            axis.plot(x, mean, color=colours[name], label=f"{name}, n = {len(rows)}", linewidth=1.8)
-            axis.fill_between(x, low, high, color=colours[name], alpha=0.2, linewidth=0)
+            steps, middle, low, high = mean_curve([curve(row) for row in rows])
+            look = colour(names.index(name))
+            axis.plot(steps, middle, color=look, label=f"{name}, n = {len(rows)}", linewidth=1.8)
+            axis.fill_between(steps, low, high, color=look, alpha=0.2, linewidth=0)
         axis.set(title=task, xlabel="env steps", ylabel="held-out score, %")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="best")
@@ -434,57 +632,98 @@ def draw_curves(groups, path):
 
 
 def read_build(text):
-    """({character: block}, [[(target row, result row) of each layer] of each line]) of what a game's render drew."""
+    """What a game's render drew: ({character: block}, [line of [(target row, result row)]])."""
     *lines, legend = [line for line in text.splitlines() if line]
-    rows = [[tuple(part.split("|")) for part in line.split("  ")] for line in lines]
-    return dict(entry.split(" ", 1) for entry in legend.split(", ")), rows
+    blocks = dict(entry.split(" ", 1) for entry in legend.split(", "))
+    rows = []
+    for line in lines:
+        layers = line.split("  ")
+        rows.append([tuple(layer.split("|")) for layer in layers])
+    return blocks, rows
+
+
+def build_codes(rows, codes):
+    """Numbers to colour, (cells of height, cells of width): target, gap, result; gaps are -1."""
+    cells = []
+    for row in rows:
+        line = []
+        for target, result in row:
+            line += [codes[char] for char in target] + [-1]
+            line += [codes[char] for char in result] + [-1, -1, -1]
+        cells.append(line)
+    return np.array(cells[::-1])
 
 
 def draw_build(axis, text, names):
-    """Coloured cells: of each layer the target and, to its right, the result; names[k] has the k-th colour."""
+    """Coloured cells: of each layer the target and, to its right, the result.
+
+    names[k] has the k-th colour.
+    """
     legend, rows = read_build(text)
-    codes = {".": 0} | {char: 1 + names.index(name) for char, name in legend.items()}
-    gap, cells = [-1], []  # not drawn
-    for row in rows:
-        cells.append([])
-        for target, result in row:
-            cells[-1] += [codes[c] for c in target] + gap + [codes[c] for c in result] + 3 * gap
-    colours = [
-        "#e8e8e8",
-        *("#333333" if x == "#" else matplotlib.colormaps["tab10"](names.index(x) % 10) for x in names),
-    ]
-    grid = np.ma.masked_less(np.array(cells)[::-1], 0)
-    colormap = matplotlib.colors.ListedColormap(colours)
-    axis.pcolormesh(grid, cmap=colormap, vmin=-0.5, vmax=len(names) + 0.5, edgecolors="white", linewidth=0.8)
+    codes = {char: 1 + names.index(name) for char, name in legend.items()}
+    colours = ["#e8e8e8"]  # air
+    for k, name in enumerate(names):
+        colours.append("#333333" if name == "#" else colour(k))
+    numbers = build_codes(rows, codes | {".": 0})
+    grid = np.ma.masked_less(numbers, 0)
+    look = {"cmap": ListedColormap(colours), "vmin": -0.5, "vmax": len(names) + 0.5}
+    axis.pcolormesh(grid, edgecolors="white", linewidth=0.8, **look)
     axis.set_aspect("equal")
-    patches = [matplotlib.patches.Patch(color=colours[k], label=legend[char]) for char, k in codes.items() if k]
-    axis.legend(handles=patches, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    patches = []
+    for char, name in legend.items():
+        patches.append(Patch(color=colours[codes[char]], label=name))
+    place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+    axis.legend(handles=patches, fontsize=7, frameon=False, **place)
+
+
+def draw_builds(texts):
+    """Figure of what was built at the end of each episode."""
+    # The build follows the last reward; texts of the agents, which may say anything, are before it
+    ends = [text.rpartition("=== reward ")[2].partition("\n") for text in texts]
+    names = {}  # a dict, to keep their order
+    for _, _, build in ends:
+        legend, _ = read_build(build)
+        names |= dict.fromkeys(legend.values())
+    size = 9, 1.7 * len(ends)
+    figure, axes = plt.subplots(len(ends), figsize=size, squeeze=False)
+    for axis, (reward, _, build) in zip(axes.flat, ends):
+        draw_build(axis, build, list(names))
+        axis.set_title(f"target beside result, reward {reward}", fontsize=8, loc="left")
+    return figure
+
+
+def wrapped(text, width=90):
+    """The text with long lines broken."""
+    lines = []
+    for line in text.splitlines():
+        lines += textwrap.wrap(line, width, drop_whitespace=False) or [""]
+    return "\n".join(lines)
+
+
+def draw_texts(texts):
+    """Figure of whole episodes as text, two beside each other."""
+    pages = [f"episode {k}\n\n{wrapped(text)}" for k, text in enumerate(texts)]
+    pairs = [pages[k : k + 2] for k in range(0, len(pages), 2)]
+    num_lines = 0
+    for pair in pairs:
+        num_lines += 3 + max(page.count("\n") for page in pair)
+    size = 11, 0.5 + 0.118 * num_lines
+    figure, axes = plt.subplots(len(pairs), 2, figsize=size, squeeze=False)
+    look = {"family": "monospace", "fontsize": 7, "va": "top", "parse_math": False}
+    for axis, page in zip(axes.flat, pages):
+        axis.text(0, 1, page, transform=axis.transAxes, **look)
+    return figure
 
 
 def draw_episodes(run, path):
     """The last evaluated episodes: of a game what was built at the end, else the whole text."""
-    texts = [textwrap.dedent(run.texts[tag]) for tag in sorted(run.texts) if tag.startswith("episodes/")]
+    tags = [tag for tag in sorted(run.texts) if tag.startswith("episodes/")]
+    texts = [textwrap.dedent(run.texts[tag]) for tag in tags]
     if not texts:
         raise SystemExit(f"{run.path}: no evaluated episode was logged")
-    if run.args["task"] in FAMILIES["Games"]:
-        # The build follows the last reward; texts of the agents, which may say anything, are before it
-        ends = [text.rpartition("=== reward ")[2].partition("\n") for text in texts]
-        figure, axes = plt.subplots(len(ends), figsize=(9, 1.7 * len(ends)), squeeze=False)
-        names = list(dict.fromkeys(name for *_, build in ends for name in read_build(build)[0].values()))
-        for axis, (reward, _, build) in zip(axes.flat, ends):
-            draw_build(axis, build, names)
-            axis.set_title(f"target beside result, reward {reward}", fontsize=8, loc="left")
-    else:
-        pages = [
-            [part for line in text.splitlines() for part in textwrap.wrap(line, 90, drop_whitespace=False) or [""]]
-            for text in texts
-        ]
-        size = (11, 0.5 + 0.118 * sum(max(map(len, pages[k : k + 2])) + 4 for k in range(0, len(pages), 2)))
-        figure, axes = plt.subplots(-(-len(pages) // 2), 2, figsize=size, squeeze=False)
-        for k, (axis, page) in enumerate(zip(axes.flat, pages)):
-            options = {"family": "monospace", "fontsize": 7, "va": "top", "parse_math": False}
-            axis.text(0, 1, "\n".join([f"episode {k}", "", *page]), transform=axis.transAxes, **options)
-    for axis in axes.flat:
+    draw = draw_builds if kind(run.args["task"]) in GAMES else draw_texts
+    figure = draw(texts)
+    for axis in figure.axes:
         axis.axis("off")
     save(figure, path)
 
@@ -496,14 +735,15 @@ def save(figure, path):
     plt.close(figure)
 
 
-# ==================================================== main ====================================================
+# ============================================= main =============================================
 def main(args):
     """Do what the command line says."""
     args.results.mkdir(parents=True, exist_ok=True)
     if args.action == "render":
         if args.run is None or not (args.run / "args.json").exists():
             raise SystemExit(f"render {args.run}: must be a run folder, e.g. runs/NAME")
-        draw_episodes(read_run(args.run), args.results / f"{args.run.resolve().name}.png")
+        name = args.run.resolve().name
+        draw_episodes(read_run(args.run), args.results / f"{name}.png")
         return
     runs = read_runs(args.runs)
     write_csv(runs, args.results / "runs.csv")
@@ -517,6 +757,7 @@ def main(args):
         raise SystemExit(f"--runs {args.runs}: no finished run is in there")
     (args.results / "tables.md").write_text(tables(groups))
     draw_curves(groups, args.results / "learning_curves.png")
+    print("\n".join(readme_table(groups)))
     print(f"written: {args.results}/learning_curves.png and {args.results}/tables.md")
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
 import benchmark_speed
-import envs
+import collm_cc
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """
@@ -36,7 +36,8 @@ if __name__ == "__main__":
         sys.exit("the folder is there, or is not")
     exp_name = Path(__file__).stem
     steps = int(flags.get("--total-env-steps", 100))
-    args = asdict(Args(steps)) | {"exp_name": exp_name, "task": flags["--task"], "seed": int(flags["--seed"])}
+    args = asdict(Args(steps)) | {"exp_name": exp_name, "task": flags["--task"]}
+    args["seed"] = int(flags["--seed"])
     run.mkdir(parents=True, exist_ok=True)
     (run / "args.json").write_text(json.dumps(args))
     writer = EventFileWriter(str(run))
@@ -59,8 +60,10 @@ def project(tmp_path):
 
 
 def sweep(project, *words, **variables):
-    env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"PYTHON": sys.executable} | variables
-    command = ["bash", str(project / "benchmark.sh"), "SCRIPTS=collm_cc collm_dc", "TASKS=coding", *words]
+    env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    env |= {"PYTHON": sys.executable} | variables
+    sizes = ["SCRIPTS=collm_cc collm_dc", "TASKS=coding"]
+    command = ["bash", str(project / "benchmark.sh"), *sizes, *words]
     return subprocess.run(command, env=env, capture_output=True, text=True)
 
 
@@ -77,7 +80,9 @@ def test_sweep_reports_failures_skips_what_is_done_and_resumes(project):
     assert set(rows(project)) == {done, half, "coding__collm_dc__2"}  # the others went on
     row = rows(project)[done]
     assert (row["start/score"], row["end/score"], row["seed"]) == ("10.0", "50.0", "1")
-    assert row["command"] == f"{sys.executable} collm_cc.py --task coding --seed 1 --run-name {done}"
+    assert (
+        row["command"] == f"{sys.executable} collm_cc.py --task coding --seed 1 --run-name {done}"
+    )
     assert "threads 1" in (project / f"runs/{done}.log").read_text()
 
     # A run that was killed after a checkpoint, and one that was killed before the first
@@ -91,7 +96,9 @@ def test_sweep_reports_failures_skips_what_is_done_and_resumes(project):
     assert ["done", failed] in words
     assert f"--resume runs/{half}" in (project / f"runs/{half}.log").read_text()
     assert "--resume" not in (project / f"runs/{failed}.log").read_text()
-    assert "threads None" in (project / f"runs/{failed}.log").read_text()  # alone, it may use all cores
+    assert (
+        "threads None" in (project / f"runs/{failed}.log").read_text()
+    )  # alone, it may use all cores
     assert len(rows(project)) == 4
     assert (project / "results/learning_curves.png").exists()
 
@@ -104,6 +111,32 @@ def test_quick_and_other_flags_are_runs_of_their_own(project):
     assert "--total-env-steps 20 --num-agents 1" in rows(project)[name]["command"]
 
 
+def test_options_of_a_task_are_in_the_name_of_its_runs(project):
+    task = "strbuild:feedback=score,sparse=80"
+    run = sweep(project, "SEEDS=1", "JOBS=1", "SCRIPTS=collm_cc", f"TASKS=coding {task}")
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = {row["task"]: row["run"] for row in rows(project).values()}
+    assert found == {"coding": "coding__collm_cc__1", task: f"{task}__collm_cc__1"}
+    again = sweep(project, "SEEDS=1", "JOBS=1", "SCRIPTS=collm_cc", f"TASKS={task}")
+    assert f"skip    {task}__collm_cc__1" in again.stdout
+
+
+def test_padding_is_what_need_not_be_computed(monkeypatch):
+    """On models/tiny the tokens of one iteration are few: nearly all of them are needed."""
+    monkeypatch.setattr(benchmark_speed, "matmul_rate", lambda: 1e11)
+    spec = {
+        "side": "ours",
+        "script": "collm_cc",
+        "agents": 2,
+        "task": "tldr",
+        "episodes": 4,
+        "iterations": 1,
+        "model": "models/tiny",
+        "threads": 1,
+    }
+    assert 0 <= benchmark_speed.ours(spec)["padding"] < 0.2
+
+
 def test_help_and_a_wrong_word(project):
     assert "usage: bash benchmark.sh" in sweep(project, "--help").stdout
     wrong = sweep(project, "swepe")
@@ -114,7 +147,12 @@ def test_help_and_a_wrong_word(project):
 def test_needed_flops_against_a_count_by_hand():
     model = AutoModelForCausalLM.from_pretrained(ROOT / "models/tiny")
     config = model.config
-    d, ff, layers, vocab = config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.vocab_size
+    d, ff, layers, vocab = (
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_hidden_layers,
+        config.vocab_size,
+    )
     weights = layers * (4 * d * d + 3 * d * ff + 2 * d) + d
     expected = 6 * weights * (5 + 7) + 6 * layers * d * (25 + 49) + 6 * vocab * d * 4
     assert benchmark_speed.needed_flops(model, [(0, 5), (0, 3), (3, 7)], 4) == expected
@@ -127,14 +165,23 @@ def test_needed_spans_count_what_histories_share_once():
         [[1, 2, 3, 8, 9], [1, 2, 3, 7], [4, 2, 3, 8]],
         [[-1, -1, -1, 0, 0], [-1, -1, -1, 0], [-1, -1, -1, 0]],
     )
-    assert sorted(benchmark_speed.needed_spans(tokens, turns)) == [(0, 2), (0, 2), (2, 4), (2, 4), (2, 5)]
+    assert sorted(benchmark_speed.needed_spans(tokens, turns)) == [
+        (0, 2),
+        (0, 2),
+        (2, 4),
+        (2, 4),
+        (2, 5),
+    ]
 
 
 def test_copied_model_speaks_plain_text_and_never_ends(tmp_path):
     from transformers import AutoTokenizer
 
     folder = benchmark_speed.copy_model(ROOT / "models/tiny", tmp_path / "model")
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoModelForCausalLM.from_pretrained(folder),
+    )
     assert not tokenizer.chat_template
     stops = model.generation_config.suppress_tokens
     assert {model.config.eos_token_id, model.config.pad_token_id} <= set(stops)
@@ -145,26 +192,42 @@ def test_copied_model_speaks_plain_text_and_never_ends(tmp_path):
     assert not torch.isin(out[:, ids.shape[1] :], torch.tensor(stops)).any()
 
 
-@pytest.mark.parametrize(("script", "turns"), [("collm_cc", 2), ("collm_dc", 1), ("mc_baseline", 1)])
+@pytest.mark.parametrize(
+    ("script", "turns"), [("collm_cc", 2), ("collm_dc", 1), ("mc_baseline", 1)]
+)
 def test_our_side_plays_exactly_the_work_it_is_given(tmp_path, monkeypatch, script, turns):
     monkeypatch.setattr(benchmark_speed, "matmul_rate", lambda: 1e11)  # takes seconds
     spec = {
-        "side": "ours", "script": script, "agents": 2, "turns": turns, "episodes": 4, "iterations": 1,
-        "model": benchmark_speed.copy_model(ROOT / "models/tiny", tmp_path / "model"), "max_new_tokens": 5,
-        "prompts": [["say it", "say it at length"]] * 4, "threads": 1,
-    }  # fmt: skip
+        "side": "ours",
+        "script": script,
+        "agents": 2,
+        "turns": turns,
+        "episodes": 4,
+        "iterations": 1,
+        "model": benchmark_speed.copy_model(ROOT / "models/tiny", tmp_path / "model"),
+        "max_new_tokens": 5,
+        "prompts": [["say it", "say it at length"]] * 4,
+        "threads": 1,
+    }
     out = benchmark_speed.ours(spec)
     assert (out["steps"], out["tokens"]) == (4 * turns, 4 * turns * 2 * 5)
     assert out["utilisation"] > 0
 
 
 def test_both_sides_use_the_same_prompts(monkeypatch):
-    """Each prompt that a comparison is given is played once by either side: none is left over for one of them."""
+    """Each prompt of a comparison is played once by either side: none is left over for one."""
     seen = []
 
     def measure(spec, python=None):
         seen.append(spec)
-        return {"rollout": [1.0], "update": [1.0], "steps": 1, "tokens": 1, "memory": 1.0, "utilisation": 1.0}
+        return {
+            "rollout": [1.0],
+            "update": [1.0],
+            "steps": 1,
+            "tokens": 1,
+            "memory": 1.0,
+            "utilisation": 1.0,
+        }
 
     monkeypatch.setattr(benchmark_speed, "measure", measure)
     prompts = benchmark_speed.make_prompts(128)
@@ -175,7 +238,8 @@ def test_both_sides_use_the_same_prompts(monkeypatch):
     for spec in seen:
         group = 4 if spec["script"] == "mc_baseline" else 1
         pool = [{"prompts": x} for x in spec["prompts"]]
-        played = [x for k in range(2) for x in envs.sample(pool, spec["episodes"] // group, 1, k)]
+        num_items = spec["episodes"] // group
+        played = [x for k in range(2) for x in collm_cc.draw_items(pool, num_items, 1, k)]
         assert sorted(x["prompts"] for x in played) == sorted(prompts[: len(played)])
 
 
@@ -191,9 +255,19 @@ def test_a_table_is_printed_row_by_row(capsys):
 
 def test_a_worker_takes_more_than_an_argument_holds(tmp_path):
     spec = {
-        "side": "ours", "script": "collm_dc", "agents": 1, "turns": 1, "episodes": 1, "iterations": 1, "threads": 1,
-        "model": benchmark_speed.copy_model(ROOT / "models/tiny", tmp_path / "model"), "max_new_tokens": 2,
+        "side": "ours",
+        "script": "collm_dc",
+        "agents": 1,
+        "turns": 1,
+        "episodes": 1,
+        "iterations": 1,
+        "threads": 1,
+        "model": benchmark_speed.copy_model(ROOT / "models/tiny", tmp_path / "model"),
+        "max_new_tokens": 2,
         "prompts": [["say it"], ["never played " * 20000]],
-    }  # fmt: skip
-    spec["prompts"][1] = [*spec["prompts"][0], *spec["prompts"][1]]  # an agent that is not there reads it
+    }
+    spec["prompts"][1] = [
+        *spec["prompts"][0],
+        *spec["prompts"][1],
+    ]  # an agent that is not there reads it
     assert benchmark_speed.measure(spec)["tokens"] == 2

@@ -5,17 +5,15 @@ import itertools
 import json
 import os
 from dataclasses import asdict
+from importlib import import_module
 
 import numpy as np
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-import collm_cc
-import collm_dc
 import envs
 import plot
 
-SCRIPTS = {"collm_cc": collm_cc, "collm_dc": collm_dc}
 HOUSE = """    === turn 0, agent 0 is told
     say === reward 9.000
     and | this
@@ -26,10 +24,18 @@ HOUSE = """    === turn 0, agent 0 is told
     B bricks"""
 
 
-def make_run(folder, name, script="collm_cc", scores=((0, 20.0), (64, 40.0), (128, 80.0)), purge=None, **changes):
+def make_run(
+    folder,
+    name,
+    script="collm_cc",
+    scores=((0, 20.0), (64, 40.0), (128, 80.0)),
+    purge=None,
+    **changes,
+):
     """A run folder; events are 10 s apart."""
-    args = asdict(envs.parse_args(SCRIPTS[script].Args, ["--task", changes.get("task", "coding")]))
-    args |= {"total_env_steps": 128} | changes
+    args = asdict(import_module(script).Args())
+    task = envs.TASKS[changes.get("task", "coding").partition(":")[0]]
+    args |= {"num_envs": task.num_envs, "total_env_steps": 128} | changes  # as main fills it in
     path = folder / name
     path.mkdir(parents=True, exist_ok=True)
     (path / "args.json").write_text(json.dumps(args))
@@ -91,23 +97,29 @@ def test_finished_means_evaluated_at_the_end_and_saved_after_it(tmp_path):
 
 def test_runs_are_pooled_over_seeds_and_nothing_else(tmp_path):
     same = {"seed": 2, "run_name": "x", "resume": "runs/x", "device": "cpu"}
-    others = [{"num_agents": 1}, {"num_turns": 1}, {"actor_lr": 1e-3}, {"task": "tldr"}, {"exp_name": "mine"}]
+    same |= {"microbatch_tokens": 1, "gradient_checkpointing": True}
+    others = [{"num_agents": 1}, {"num_turns": 1}, {"actor_lr": [1e-3, 0.0]}, {"task": "tldr"}]
+    others += [{"exp_name": "mine"}, {"num_agents": 3}, {"task": "strbuild:sparse=80"}]
     for k, changes in enumerate([{}, same, *others]):
         make_run(tmp_path, f"run{k}", **changes)
     make_run(tmp_path, "dc", "collm_dc")
     groups = plot.group([plot.csv_row(run) for run in plot.read_runs(tmp_path)])
     sizes = {name: len(runs) for name, runs in groups["coding"].items()}
-    mine = [name for name in sizes if name.startswith("mine (")]  # not a script of this folder: all its arguments show
+    mine = [
+        name for name in sizes if name.startswith("mine (")
+    ]  # not a script of this folder: all its arguments show
     assert len(mine) == 1
     assert sizes == {
         "CoLLM-CC (total_env_steps=128)": 2,
         "CoLLM-DC (total_env_steps=128)": 1,
         "AC (CC) (total_env_steps=128)": 1,
         "CoLLM-CC (num_turns=1 total_env_steps=128)": 1,
-        "CoLLM-CC (actor_lr=0.001 total_env_steps=128)": 1,
+        "CoLLM-CC (actor_lr=0.001 0.0 total_env_steps=128)": 1,
+        "CoLLM-CC (num_agents=3 total_env_steps=128)": 1,
         mine[0]: 1,
     }
     assert list(groups["tldr"]) == ["CoLLM-CC (total_env_steps=128)"]
+    assert list(groups["strbuild:sparse=80"]) == ["CoLLM-CC (total_env_steps=128)"]
 
 
 def naive_improvement(a, b):
@@ -126,7 +138,7 @@ def test_improvement_and_difference_against_loops():
 
 @pytest.mark.parametrize("statistic", ["mean", "difference", "improvement"])
 def test_bootstrap_against_all_resamples(statistic):
-    """With three seeds there are 27 resamples of each side: their percentiles are what the bootstrap must come to."""
+    """Three seeds have 27 resamples: their percentiles are what the bootstrap must come to."""
     a, b = np.array([1.0, 4.0, 6.5]), np.array([3.0, 3.5, 0.0])
     every = [list(itertools.product(x, repeat=3)) for x in (a, b)]
     if statistic == "mean":
@@ -156,7 +168,10 @@ def test_steps_to_a_level():
 
 
 def test_mean_curve_interpolates_seeds_over_the_steps_they_share():
-    curves = [(np.array([0.0, 100]), np.array([0.0, 100])), (np.array([0.0, 50, 120]), np.array([20.0, 70, 140]))]
+    curves = [
+        (np.array([0.0, 100]), np.array([0.0, 100])),
+        (np.array([0.0, 50, 120]), np.array([20.0, 70, 140])),
+    ]
     grid, mean, low, high = plot.mean_curve(curves, points=3)
     assert grid.tolist() == [0, 50, 100]
     assert mean == pytest.approx([10, 60, 110])
@@ -165,11 +180,17 @@ def test_mean_curve_interpolates_seeds_over_the_steps_they_share():
 
 
 def test_two_runs_of_a_seed_both_count(tmp_path, monkeypatch):
-    """Of other code, which starts and ends elsewhere; methods of one code start alike, which counts once."""
-    monkeypatch.setattr(plot, "NOT_A_SETTING", (*plot.NOT_A_SETTING, "total_env_steps"))
+    """Of other code, which starts elsewhere; methods of one code start alike: counted once."""
+    monkeypatch.setattr(plot, "NOT_A_SETTING", [*plot.NOT_A_SETTING, "total_env_steps"])
     for name, start, end in (("old", 20.0, 80.0), ("new", 26.0, 90.0)):
         for script in ("collm_cc", "collm_dc"):
-            make_run(tmp_path, f"{name}_{script}", script, scores=((0, start), (4000, end)), total_env_steps=4000)
+            make_run(
+                tmp_path,
+                f"{name}_{script}",
+                script,
+                scores=((0, start), (4000, end)),
+                total_env_steps=4000,
+            )
     plot.main(plot.Args(runs=tmp_path, results=tmp_path))
     text = (tmp_path / "tables.md").read_text()
     assert "| untrained team | - | - | 23.0 ± 4.2 | 23.0 ± 4.2 | - | 2 |" in text
@@ -178,7 +199,9 @@ def test_two_runs_of_a_seed_both_count(tmp_path, monkeypatch):
 
 
 def test_tables_curves_and_rows(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(plot, "NOT_A_SETTING", (*plot.NOT_A_SETTING, "total_env_steps"))  # whatever its default is
+    monkeypatch.setattr(
+        plot, "NOT_A_SETTING", [*plot.NOT_A_SETTING, "total_env_steps"]
+    )  # whatever its default is
     runs, results = tmp_path / "runs", tmp_path / "results"
     default = {"total_env_steps": 4000}
     make_run(runs, "cc1", scores=((0, 20.0), (4000, 80.0)), **default)
@@ -187,40 +210,57 @@ def test_tables_curves_and_rows(tmp_path, capsys, monkeypatch):
     make_run(runs, "dc2", "collm_dc", scores=((0, 30.0), (4000, 80.0)), seed=2, **default)
     make_run(runs, "alone", scores=((0, 10.0), (4000, 70.0)), num_agents=1, **default)
     make_run(runs, "open", scores=((0, 30.0), (64, 31.0)), **default)
-    (runs / "cc1.log").write_text("+ abc1 python collm_cc.py --seed 1\nnoise\n+ abc2 python collm_cc.py --resume x\n")
+    (runs / "cc1.log").write_text(
+        "+ abc1 python collm_cc.py --seed 1\nnoise\n+ abc2 python collm_cc.py --resume x\n"
+    )
     plot.main(plot.Args(runs=runs, results=results))
-    assert "not finished" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "not finished" in told
+    assert "| coding | default | 25.0 ± 7.1 | 85.0 ± 7.1 (2) | 70.0 ± 14.1 (2) | - |" in told
+    assert "one agent" not in told  # README.md's table has the default flags alone
     text = (results / "tables.md").read_text()
     assert "| untrained team | - | - | 25.0 ± 7.1 | 25.0 ± 7.1 | - | 2 |" in text
     assert "| untrained agent | - | - | 10.0 | 10.0 | - | 1 |" in text
     assert "| AC (CC) | - | - | 70.0 | 70.0 | - | 1 |" in text
     assert "| CoLLM-CC | - | - | 85.0 ± 7.1 | 85.0 ± 7.1 | - | 2 |" in text
-    assert "| coding | CoLLM-CC | 2 | 25.00 ± 7.07 | 85.00 ± 7.07 | 4005 ± 7 |" in text
+    assert "| coding | CoLLM-CC | 2 | 25.0 ± 7.1 | 85.0 ± 7.1 | 4005 ± 7 |" in text
     assert "| coding | default | 25.0 ± 7.1 | 85.0 ± 7.1 (2) | 70.0 ± 14.1 (2) | - |" in text
     assert "| coding | one agent | 10.0 | 70.0 (1) | - | - |" in text
     assert "| coding | CoLLM-CC | CoLLM-DC | 2, 2 | 15.00 | " in text
     assert "| 0.88 | " in text  # P(A > B): three pairs and a tie of four
-    assert "| coding | CoLLM-DC | 2300 ± 990 (2/2) | 3200 ± 1131 (2/2) | 3200 (1/2) | 4000 (1/2) | - (0/2) |" in text
+    levels = "2300 ± 990 (2/2) | 3200 ± 1131 (2/2) | 3200 (1/2) | 4000 (1/2) | - (0/2)"
+    assert f"| coding | CoLLM-DC | {levels} |" in text
     assert "| coding | CoLLM-CC | losses/grad_norm | 2.000 ± 0.000 |" in text
     assert (results / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
     rows = {row["run"]: row for row in csv.DictReader((results / "runs.csv").open())}
     assert set(rows) == {"cc1", "cc2", "dc1", "dc2", "alone"}
     row = rows["cc1"]
     assert (row["commit"], row["command"]) == ("abc1 abc2", "python collm_cc.py --seed 1")
-    assert (float(row["start/score"]), float(row["end/score"]), row["env_steps"]) == (20, 80, "4000")
+    assert (float(row["start/score"]), float(row["end/score"]), row["env_steps"]) == (
+        20,
+        80,
+        "4000",
+    )
     assert (row["response_tokens"], row["peak_memory_gb"]) == ("500", "2.0")
     assert "start/score/turn_0" not in row
     assert json.loads(row["curve"]) == [[0, 20.0], [4000, 80.0]]
 
 
 def test_tables_and_curves_come_from_the_committed_rows_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(plot, "NOT_A_SETTING", (*plot.NOT_A_SETTING, "total_env_steps"))
-    make_run(tmp_path / "runs", "cc1", scores=((0, 20.0), (128, 40.0), (4000, 80.0)), total_env_steps=4000)
+    monkeypatch.setattr(plot, "NOT_A_SETTING", [*plot.NOT_A_SETTING, "total_env_steps"])
+    make_run(
+        tmp_path / "runs",
+        "cc1",
+        scores=((0, 20.0), (128, 40.0), (4000, 80.0)),
+        total_env_steps=4000,
+    )
     make_run(tmp_path / "runs", "short", num_turns=1, total_env_steps=128)
     plot.main(plot.Args(runs=tmp_path / "runs", results=tmp_path))
     text = (tmp_path / "tables.md").read_text()
     assert "| coding | CoLLM-CC | losses/grad_norm | 3.000 | 1.000 |" in text  # of 2 and 4
-    assert "CoLLM-CC (num_turns=1) | 1 |" in text and "(num_turns=1) | CoLLM" not in text  # no pair of unlike settings
+    assert (
+        "CoLLM-CC (num_turns=1) | 1 |" in text and "(num_turns=1) | CoLLM" not in text
+    )  # no pair of unlike settings
     plot.main(plot.Args(runs=tmp_path / "none", results=tmp_path))
     assert (tmp_path / "tables.md").read_text() == text
 
@@ -230,9 +270,13 @@ def test_curves_show_the_runs_with_the_fewest_settings(tmp_path, monkeypatch):
         make_run(tmp_path, name, **changes)
     drawn = []
     monkeypatch.setattr(
-        plot, "mean_curve", lambda curves: drawn.append(len(curves)) or (*curves[0], *curves[0])[:1] * 4
+        plot,
+        "mean_curve",
+        lambda curves: drawn.append(len(curves)) or (*curves[0], *curves[0])[:1] * 4,
     )
-    plot.draw_curves(plot.group([plot.csv_row(run) for run in plot.read_runs(tmp_path)]), tmp_path / "x.png")
+    plot.draw_curves(
+        plot.group([plot.csv_row(run) for run in plot.read_runs(tmp_path)]), tmp_path / "x.png"
+    )
     assert drawn == [1, 1]
 
 
@@ -251,11 +295,16 @@ def test_build_is_read_from_what_render_drew():
     assert rows == [[("BB", "B."), ("B.", "B.")], [("BB", "BB"), ("BB", "..")]]
 
 
-@pytest.mark.parametrize("task", ["housebuild", "coding"])
+@pytest.mark.parametrize("task", ["housebuild", "housebuild:feedback=score", "coding"])
 def test_render_draws_the_last_episodes(tmp_path, task):
     path = make_run(tmp_path, "a", task=task)
     plot.main(plot.Args(action="render", run=path, results=tmp_path))
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_runs_of_the_defaults_the_readme_has_no_table(tmp_path):
+    run = plot.read_run(make_run(tmp_path, "a"))  # of fewer steps than the default
+    assert plot.readme_table(plot.group([plot.csv_row(run)])) == []
 
 
 @pytest.mark.parametrize("changes", [{"action": "render"}, {"action": "all"}])
@@ -268,4 +317,6 @@ def test_what_the_task_fills_in_is_no_setting(tmp_path):
     run = plot.read_run(make_run(tmp_path, "a", task="strbuild"))
     assert run.args["num_envs"] == 16 != envs.Task.num_envs
     assert plot.settings(run) == {"total_env_steps": 128}
-    assert "num_envs" in plot.settings(plot.read_run(make_run(tmp_path, "b", task="strbuild", num_envs=64)))
+    assert "num_envs" in plot.settings(
+        plot.read_run(make_run(tmp_path, "b", task="strbuild", num_envs=64))
+    )

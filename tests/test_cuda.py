@@ -1,0 +1,157 @@
+"""Whole runs on a pretended GPU, which refuses what CUDA would, equal those on the CPU."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from fake_cuda import fake_cuda
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import collm_cc
+import envs
+
+SCRIPTS = [collm_cc]
+NOT_COMPARED = ("time/", "charts/SPS", "charts/tokens_per_second", "charts/peak_memory_gb")
+
+
+def make_args(script, name: str, device: str, **changes):
+    """Args of a short run of strbuild: two iterations of two turns."""
+    options = {
+        "task": "strbuild",
+        "num_turns": 2,
+        "max_new_tokens": 12,
+        "num_envs": 4,
+        "num_minibatches": 1,
+        "total_env_steps": 16,
+        "eval_every": 1,
+        "eval_episodes": 4,
+        "save_every": 1,
+        "dtype": "float64",
+        "kl_coef": 0.01,
+        "run_name": name,
+        "device": device,
+        **changes,
+    }
+    args = script.Args(**options)
+    script.check_args(args)
+    return args
+
+
+def run(script, name: str, device: str, **changes) -> Path:
+    """Run a script's main as its command line would; gives the run folder."""
+    script.main(make_args(script, name, device, **changes))
+    return Path("runs", name)
+
+
+def scalars(folder: Path) -> dict:
+    """{name: [(step, value)]} of a run, without what depends on the clock."""
+    events = EventAccumulator(str(folder)).Reload()
+    names = events.Tags()["scalars"]
+    names = [x for x in names if not x.startswith(NOT_COMPARED) and not x.endswith("/time")]
+    return {name: [(x.step, x.value) for x in events.Scalars(name)] for name in names}
+
+
+def checkpoint(folder: Path) -> dict:
+    """The newest checkpoint of a run, whose tensors must be on the CPU."""
+    return torch.load(sorted(folder.glob("checkpoint_*.pt"))[-1], weights_only=True)
+
+
+def assert_same(x, y) -> None:
+    """Nested dicts, lists and tensors are equal, tensors up to rounding."""
+    assert type(x) is type(y)
+    if isinstance(x, torch.Tensor):
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-12)
+    elif isinstance(x, dict):
+        assert x.keys() == y.keys()
+        for key in x:
+            assert_same(x[key], y[key])
+    elif isinstance(x, (list, tuple)):
+        assert len(x) == len(y)
+        for a, b in zip(x, y, strict=True):
+            assert_same(a, b)
+    else:
+        assert x == pytest.approx(y, rel=1e-6, nan_ok=True) if isinstance(x, float) else x == y
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_run_on_a_gpu_equals_that_on_the_cpu(script, elsewhere):
+    """Rollout, update, evaluation, checkpoints; then the same in two parts, by a resume."""
+    on_cpu = run(script, "cpu", "cpu")
+    with fake_cuda():
+        on_gpu = run(script, "gpu", "auto")
+        parts = run(script, "parts", "cuda", total_env_steps=1)
+        args = make_args(script, "parts", "cuda:0", resume=str(parts))
+        script.main(args)
+    expected = checkpoint(on_cpu)
+    for folder in (on_gpu, parts):
+        found = checkpoint(folder)
+        assert found["iteration"] == expected["iteration"] > 1
+        assert_same(found["models"], expected["models"])
+        for i in range(2):
+            weights = [x / f"agent_{i}" / "model.safetensors" for x in (folder, on_cpu)]
+            assert len({path.stat().st_size for path in weights}) == 1
+        assert_same(scalars(folder), scalars(on_cpu))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_devices(script, monkeypatch):
+    with fake_cuda():
+        for name in ("auto", "cuda", "cuda:0"):
+            assert script.join_ranks(name) == torch.device("cuda", 0)
+        assert script.join_ranks("cpu") == torch.device("cpu")
+        with pytest.raises(envs.UserError, match="--device cuda:1: must be"):
+            script.join_ranks("cuda:1")
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        with pytest.raises(RuntimeError, match="ordinal"):
+            script.join_ranks("cuda")
+    for name in ("cuda", "cuda:0", "tpu9"):
+        with pytest.raises(envs.UserError, match=f"--device {name}: must be"):
+            script.join_ranks(name)
+    assert script.join_ranks("auto") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_how_often_the_cpu_waits_in_an_update(script, elsewhere, monkeypatch):
+    """A microbatch costs few waits: its sequences are moved once, its log-probs are never read."""
+    seen = []
+    with fake_cuda() as waits:
+        for budget in (10**6, 1):
+            args = make_args(script, "waits", "cuda", microbatch_tokens=budget, kl_coef=0)
+            task = envs.make("strbuild", 2, 2)
+            device = script.join_ranks("cuda")
+            agents, critics = script.build(task, args, device)
+            episodes = script.start_episodes(task.train[:4], 2)
+            script.rollout(task, episodes, agents, args, "rollout", 0)
+            before = waits.total()
+            script.update(episodes, agents, critics, 2, args, 0)
+            seen.append(waits.total() - before)
+    microbatches = 3 * 4  # of each of two agents and of the critic, instead of three in all
+    assert (seen[1] - seen[0]) / (microbatches - 3) <= 4
+
+
+def test_what_cuda_refuses():
+    """The pretended GPU is of use only if it refuses."""
+    with fake_cuda():
+        gpu, cpu = torch.zeros(3, device="cuda"), torch.ones(3)
+        row = torch.zeros(1, dtype=torch.long, device="cuda")
+        refused = [
+            lambda: gpu + cpu,
+            lambda: cpu.add_(gpu),
+            lambda: torch.cat([gpu, cpu]),
+            lambda: cpu[row],
+            lambda: torch.zeros(()).add_(gpu.sum()),
+            lambda: gpu.normal_(generator=torch.Generator()),
+            lambda: gpu.numpy(),
+            lambda: torch.empty(0, device="cuda:1"),
+            lambda: torch.cuda.set_device(torch.device("cuda")),
+            lambda: torch.nn.functional.linear(gpu, cpu[None]),
+        ]
+        for call in refused:
+            with pytest.raises((RuntimeError, TypeError, ValueError)):
+                call()
+        assert (gpu + torch.tensor(2.0))[torch.tensor([1])].tolist() == [2.0]
+        leaf = cpu.to("cuda").requires_grad_()
+        (leaf * 3).sum().backward()
+        assert leaf.grad.device == gpu.device
+        assert not cpu.is_cuda
+    assert torch.zeros(1).device == torch.device("cpu")
