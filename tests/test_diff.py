@@ -27,8 +27,9 @@ def hunks(a, b):
 
 def definitions(name):
     """{name: text} of the functions and classes of a script, in order."""
+    lines = TEXT[name].splitlines()
     nodes = [node for node in TREE[name].body if hasattr(node, "name")]
-    return {node.name: ast.get_source_segment(TEXT[name], node) for node in nodes}
+    return {node.name: "\n".join(lines[node.lineno - 1 : node.end_lineno]) for node in nodes}
 
 
 BUDGETS = [("collm_cc", "collm_dc", 20, 5), ("collm_dc", "mc_baseline", 150, 30)]

@@ -51,7 +51,7 @@ def test_a_signal_saves_and_ends_the_run(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_after_an_iteration_from_the_moment_that_logs_exist(number, elsewhere, monkeypatch):
+def test_a_signal_counts_from_the_moment_that_logs_exist(number, elsewhere, monkeypatch):
     handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     open_run = collm_dc.open_run
 
