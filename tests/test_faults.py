@@ -51,9 +51,7 @@ def test_a_signal_saves_and_ends_the_run(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_after_an_iteration_from_the_moment_that_logs_exist(
-    number, elsewhere, monkeypatch
-):
+def test_a_signal_counts_from_the_moment_that_logs_exist(number, elsewhere, monkeypatch):
     handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     open_run = collm_dc.open_run
 
@@ -100,7 +98,7 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before(elsewhere, capsys):
 
 def test_a_checkpoint_of_other_arguments_is_refused(elsewhere):
     two = train(collm_cc, "two", total_env_steps=1)
-    one = train(collm_cc, "one", total_env_steps=1, num_agents=1, seed=2)
+    one = train(collm_cc, "one", total_env_steps=1, num_agents=1, seed=3)
     for path in one.glob("checkpoint_*.pt"):
         shutil.copy(path, two)
     told = r"--resume runs/two: the run has other values of seed, num_agents$"

@@ -135,7 +135,7 @@ def test_lora_shares_its_base_and_saves_adapters(script, elsewhere):
         adapted, plain = base(ids).logits, merged(ids).logits
         with base.disable_adapter():
             assert (base(ids).logits - adapted).abs().max() > 1e-4
-    torch.testing.assert_close(adapted, plain)
+    torch.testing.assert_close(adapted, plain, rtol=1e-4, atol=1e-4)
 
 
 def test_lora_resumes_exactly(elsewhere):
@@ -225,7 +225,7 @@ def test_a_run_starts_from_the_adapters_of_another(script, elsewhere):
 
 def test_two_adapters_without_a_step_stay_the_same(trained_adapter, tmp_path):
     """Exported again, an adapter that went on without training is the one that it was."""
-    trained, folder = trained_adapter
+    _, folder = trained_adapter
     again = make_agent(model=folder, lora_rank=4)
     again.export(tmp_path / "again")
     for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
