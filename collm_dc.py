@@ -577,7 +577,6 @@ class Critic(nn.Module):
         self.head = nn.Linear(width, 1, dtype=self.model.dtype, device=device)
         nn.init.zeros_(self.head.weight)
         self.optimizer = adamw(self, args.critic_lr)
-        self.train(args.gradient_checkpointing)  # in which layers recompute; it has no dropout
 
     def part(self, e: "Episode", i: int, t: int) -> str:
         """What block t tells of agent i: o_0, then a_{t-1} and o_t; for Q always o_t and a_t."""
