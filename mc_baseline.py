@@ -661,6 +661,7 @@ def prefill(agent: Agent, prompts: list[list[int]], cache: RowsCache) -> None:
     lengths = torch.tensor([len(x) for x in prompts], device=device)[:, None]  # (p, 1)
     columns = torch.arange(ids.shape[1], device=device)  # (S,)
     real = (columns < lengths).long()  # (p, S)
+    places = columns.minimum((lengths - 1).clamp(min=0))  # (p, S), those of padding too
     past = cache.mask
     if past is None:
         past = real[:, :0]  # (p, 0)
@@ -669,7 +670,7 @@ def prefill(agent: Agent, prompts: list[list[int]], cache: RowsCache) -> None:
         agent.model(
             ids,
             attention_mask=torch.cat([past, torch.ones_like(real)], 1),
-            position_ids=past.sum(1, keepdim=True) + columns.clamp(max=(lengths - 1).clamp(min=0)),
+            position_ids=past.sum(1, keepdim=True) + places,
             past_key_values=cache,
             logits_to_keep=1,
         )
