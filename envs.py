@@ -395,33 +395,25 @@ class Coding(Task):
                 print(f"{place}: left out, no '{name}' is defined: {test}", file=sys.stderr)
         if count:
             print(f"{dataset}: {count} tests are left out", file=sys.stderr)
-        splits = [
-            [item for item in split if sandbox.tests_of(*self.problem(item))]
-            for split in (train, held_out)
-        ]
+        splits = [list(filter(self.has_tests, split)) for split in (train, held_out)]
         if not any(splits):
             raise UserError(f"--dataset {dataset}: no rows with tests")
         return tuple(splits)
 
-    def problem(self, item):
-        return item["prompt"], item["entry_point"], item["test"]
+    def has_tests(self, item):
+        return sandbox.tests_of(item["prompt"], item["entry_point"], item["test"])
 
     def observe(self, item):
         name, stub = f"`{item['entry_point']}`", item["prompt"].rstrip()
-        alone = "Role: programmer."
-        helper = (
-            "Role: helper programmer. Your teammate writes the function below; you can not talk."
-        )
-        main = (
-            "Role: main programmer. Your teammate writes a helper `aux` for the function below; "
-            "you can not talk."
-        )
+        team = "Role: {} programmer. Your teammate writes {} below; you can not talk."
+        helper = team.format("helper", "the function")
+        main = team.format("main", "a helper `aux` for the function")
         both = f"a helper `aux` and the function {name} below, which calls `aux`"
         part = "a function `aux` that does a useful part of the work"
         whole = f"{name}, calling `aux` for a part of the work"
         asked = [(helper, part, " of `aux`"), (main, whole, f" of {name}")]
         if self.num_agents == 1:
-            asked = [(alone, both, "")]
+            asked = [("Role: programmer.", both, "")]
         return [
             f"{role}\nTask: write {task}.\nFormat: only the Python code{of}.\n\n{stub}"
             for role, task, of in asked
