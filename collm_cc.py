@@ -383,8 +383,10 @@ def max_length(model: nn.Module) -> float:
     """Tokens that a model reads as a whole: its positions, or the window of its attention."""
     config = model.config.get_text_config()
     limits = [getattr(config, "max_position_embeddings", None) or inf, *model.windows.values()]
-    if "longrope" in str(getattr(config, "rope_parameters", None)):
-        limits.append(config.original_max_position_embeddings)  # beyond it all keys turn
+    ropes = getattr(config, "rope_parameters", None) or {}
+    for rope in (ropes, *ropes.values()):  # one of all layers, or one of each kind of them
+        if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
+            limits.append(rope["original_max_position_embeddings"])  # beyond it all keys turn
     return min(limits)
 
 

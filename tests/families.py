@@ -213,6 +213,17 @@ REFUSED = {
         {**TRAINED["phi3_longrope"][1], "original_max_position_embeddings": 64},
         "reads 64",
     ),
+    "gemma3_longrope": (
+        "Gemma3Text",
+        {
+            **SLIDING,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                "full_attention": {**LONGROPE, "original_max_position_embeddings": 64},
+            },
+        },
+        "reads 64",
+    ),
     "gpt2_short": ("GPT2", {**GPT2, "n_positions": 64}, "reads 64"),
 }
 
