@@ -1,4 +1,3 @@
-import functools
 import os
 import sys
 from pathlib import Path
@@ -14,10 +13,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 
-import envs  # noqa: E402
-
 transformers.utils.logging.disable_progress_bar()
-envs.coding_items = functools.cache(envs.coding_items)  # half a second, a hundred times
 
 
 @pytest.fixture(autouse=True)

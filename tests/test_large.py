@@ -26,7 +26,6 @@ import collm_cc
 import collm_dc
 import envs
 
-
 ITEMS = Words().train[:2]
 
 
