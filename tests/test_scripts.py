@@ -429,9 +429,8 @@ def test_resume_refuses_other_arguments_and_other_scripts(elsewhere):
 def test_command_line(elsewhere):
     """As a user runs it, in a process of its own and copied with what it reads to an empty folder.
     The command line is the same code for all three."""
-    for file in ("collm_cc.py", "envs.py", "sandbox.py"):
-        if (ROOT / file).exists():
-            shutil.copy(ROOT / file, file)
+    for file in ROOT.glob("*.py"):
+        shutil.copy(file, file.name)
     shutil.copytree(ROOT / "data", "data")
     flags = "--num-envs 4 --total-env-steps 2 --eval-episodes 4 --max-new-tokens 24".split()
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
