@@ -511,6 +511,7 @@ class Agent(nn.Module):
         eos = self.model.generation_config.eos_token_id
         eos = eos if isinstance(eos, list) else [eos]
         self.chat = Chat(name, self.tokenizer, {*eos, self.tokenizer.eos_token_id} - {None})
+        self.longest = inf  # tokens of a history, see check_lengths
         self.shares = False  # whether the update reads an o_0 once for several episodes of it
         self.trains = learning_rate > 0
         if not self.trains:
@@ -955,7 +956,7 @@ def fits(agents, episode: Episode, observation: list[str], limit: int) -> bool:
     """Whether every agent can read one more observation and respond with `limit` tokens."""
     for i, agent in enumerate(agents):
         frame = agent.chat.frame(observation[i], episode.tokens[i])
-        if len(episode.tokens[i]) + len(frame) + limit > max_length(agent.model):
+        if len(episode.tokens[i]) + len(frame) + limit > agent.longest:
             return False
     return True
 
@@ -1036,7 +1037,7 @@ def normalise(advantages, returns, live) -> torch.Tensor:
     There is none where a turn's returns do not differ (what differs then is the critic's own
     error), or the advantages do not. What is rounding is told by the size of the returns.
     """
-    rounding = 1e-12 * live_mean(returns**2, live)  # (N,)
+    rounding = 1e-12 * live_mean(returns**2, live) + 1e-18  # (N,)
     variance = live_variance(advantages, live)  # (N,)
     signal = (turn_variance(returns, live) > rounding) & (variance > rounding)  # (N,)
     advantages = (advantages - live_mean(advantages, live)) / variance.clamp(min=1e-30).sqrt()
@@ -1302,23 +1303,24 @@ def check_sampling(task, agents, args: Args) -> None:
 
 
 def check_lengths(task, agents, readers, limit: int) -> None:
-    """UserError names a row whose first observation and T responses are too long for a model.
+    """Find the longest history of each agent that its model and its critics read.
 
-    readers: the agents, and the critics, which read all that their agents read.
+    readers: the agents and the critics; a critic's length is shared by the agents that it reads.
+    UserError names a row whose first observation and T responses are longer.
     """
-    shortest = min(max_length(reader.model) for reader in readers)
+    for reader in readers:
+        for i in reader.reads:
+            longest = max_length(reader.model) / len(reader.reads)
+            agents[i].longest = min(agents[i].longest, longest)
     responses = task.num_turns * limit
     for item in [*task.train, *task.eval]:
-        observations = task.observe(item)
-        num_bytes = sum(len(text.encode()) + responses + 200 for text in observations)
-        if num_bytes <= shortest:  # no token is less than a byte
-            continue
-        frames = [agent.chat.frame(observations[agent.reads[0]], []) for agent in agents]
-        for reader in readers:
-            length = sum(len(frames[i]) + responses for i in reader.reads)
-            if length > max_length(reader.model):
+        for agent, observation in zip(agents, task.observe(item), strict=True):
+            if len(observation.encode()) + responses + 200 <= agent.longest:
+                continue  # no token is less than a byte
+            length = len(agent.chat.frame(observation, [])) + responses
+            if length > agent.longest:
                 told = f"first observation and {task.num_turns} responses are {length} tokens"
-                told = f"{told}, {reader.name} reads {max_length(reader.model)}"
+                told = f"{told}, {agent.name} and its critic read {agent.longest:.0f}"
                 raise UserError(f"{item.get('place', 'an item')}: {told}")
 
 

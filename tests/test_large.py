@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from test_algorithm import (
     CPU,
     SCRIPTS,
+    Words,
     make_agent,
     make_args,
     make_team,
@@ -24,6 +25,8 @@ from transformers import AutoModelForCausalLM
 import collm_cc
 import collm_dc
 import envs
+
+ITEMS = Words().train[:2]
 
 
 def nudge(agents, seed=5, scale=0.02):
@@ -47,7 +50,7 @@ def test_kl_penalty_equals_a_naive_reference(script, lora_rank, monkeypatch):
     args = make_args(script, kl_coef=0.3, **flags)
     agents, critics = make_team(script, args)
     nudge(agents)
-    _, episodes = play(script, agents, args)
+    _, episodes = play(script, agents, args, items=ITEMS)
     for e in episodes:  # no advantages: nothing but the penalty is left
         e.rewards = [0.0] * len(e.rewards)
     base = AutoModelForCausalLM.from_pretrained("models/tiny", dtype=torch.float64).eval()
@@ -90,9 +93,11 @@ def test_gradient_checkpointing_changes_only_what_is_kept(script, lora_rank, mon
         agents, critics = make_team(script, args)
         nudge([*agents, *critics])
         if episodes is None:
-            _, episodes = play(script, agents, args)
+            _, episodes = play(script, agents, args, items=ITEMS)
         else:
-            assert [e.tokens for e in play(script, agents, args)[1]] == [e.tokens for e in episodes]
+            assert [e.tokens for e in play(script, agents, args, items=ITEMS)[1]] == [
+                e.tokens for e in episodes
+            ]
         sizes = []
 
         def keep(x, sizes=sizes):
@@ -140,9 +145,9 @@ def test_lora_shares_its_base_and_saves_adapters(script, elsewhere):
 
 def test_lora_resumes_exactly(elsewhere):
     pytest.importorskip("peft")
-    whole = train_short(collm_cc, "whole", lora_rank=4, total_env_steps=12)
-    part = train_short(collm_cc, "part", lora_rank=4, total_env_steps=8)
-    resumed = train_short(collm_cc, "part", lora_rank=4, total_env_steps=12, resume=str(part))
+    whole = train_short(collm_cc, "whole", lora_rank=4, total_env_steps=8)
+    part = train_short(collm_cc, "part", lora_rank=4, total_env_steps=4)
+    resumed = train_short(collm_cc, "part", lora_rank=4, total_env_steps=8, resume=str(part))
     (a, *_), (b, *_) = weights(whole), weights(resumed)
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 

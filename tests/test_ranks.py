@@ -13,15 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 from kill_and_resume import metrics, state
-from test_algorithm import SCRIPTS, make_args, make_team, parameters_of, play, run_update
+from test_algorithm import make_args, make_team, parameters_of, play, run_update
 from test_faults import resumed
 
+import collm_cc
 import collm_dc
+import mc_baseline
+
+KINDS = [collm_cc, mc_baseline]  # with a critic, and without
 
 
 def team_update(script, episodes):
     """Weights and metrics after one float64 update on this rank's share of the episodes."""
-    args = make_args(script, num_generations=2, num_agents=2, kl_coef=0.1)
+    args = make_args(script, num_generations=2, kl_coef=0.1)
     agents, critics = make_team(script, args)
     share = len(episodes) // script.world_size()
     mine = episodes[script.rank() * share :][:share]
@@ -36,7 +40,7 @@ def run_rank(rank, port, path, played):
     torch.set_num_threads(1)
     assert collm_dc.join_ranks("auto").type == "cpu"
     assert collm_dc.gather([rank, rank]) == [0, 0, 1, 1]
-    torch.save(list(map(team_update, SCRIPTS, played)), f"{path}/{rank}.pt")
+    torch.save(list(map(team_update, KINDS, played)), f"{path}/{rank}.pt")
 
 
 def free_port():
@@ -46,11 +50,11 @@ def free_port():
 
 
 def test_two_ranks_make_the_update_of_one(tmp_path):
-    teams = [(script, make_args(script)) for script in SCRIPTS]
+    teams = [(script, make_args(script)) for script in KINDS]
     played = [play(script, make_team(script, args)[0], args)[1] for script, args in teams]
     given = (free_port(), str(tmp_path), played)
     ranks = torch.multiprocessing.spawn(run_rank, given, nprocs=2, join=False)
-    alone = list(map(team_update, SCRIPTS, played))
+    alone = list(map(team_update, KINDS, played))
     while not ranks.join():
         pass
     for rank in (0, 1):
