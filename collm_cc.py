@@ -83,7 +83,7 @@ class Args:
     reward_shift: float | None = None
     """added to every raw reward; the task's own by default"""
     total_env_steps: int = 2048
-    """joint actions to train for"""
+    """joint actions to train for; the last iteration is played to its end"""
     num_envs: int | None = None
     """episodes of an iteration (B); the task's own by default"""
     num_minibatches: int = 1
@@ -390,7 +390,7 @@ def max_length(model: nn.Module) -> float:
     return min(limits)
 
 
-def recompute(model: nn.Module, on: bool) -> None:
+def checkpoint_layers(model: nn.Module, on: bool) -> None:
     """Have layers keep only their inputs for the backward pass, as --gradient-checkpointing asks.
 
     What else training mode would switch on, e.g. noise in the choice of experts, stays off.
@@ -444,8 +444,9 @@ class Chat:
         self.first = self.split(first, "<USER>")
         before, after = self.split(tail, "<USER>")
         self.strips = "\t<USER>\t" not in self.render("\t<USER>\t")
-        self.find_end(before)
+        self.end = self.find_end(before)
         if self.end is not None:
+            self.eos = self.eos | {self.end}
             end = self.tokenizer.convert_ids_to_tokens(self.end)
             self.before_end, _, rest = before.partition(end)
             before = end + rest
@@ -458,22 +459,24 @@ class Chat:
             message = "its chat template rewrites earlier turns (or drops their thinking)"
             say(f"{self.name}: {message}; histories keep what was read and sampled")
 
-    def find_end(self, before: str) -> None:
-        """Set `end` from what stands between a reply and the user's text; it is an EOS from now."""
+    def find_end(self, before: str) -> int | None:
+        """The token that ends a reply, of what the template writes between a reply and a user.
+
+        It is an EOS of the model or, with a word to the user, another special token.
+        """
         ids = self.encode(before)
         ends = [token for token in ids if token in self.eos]
-        if not ends:
-            added = self.tokenizer.added_tokens_decoder
-            special = [token for token in ids if token in added and added[token].special]
-            ends = [token for token in special if token != self.tokenizer.bos_token_id]
-            told = f"as its chat template has it, though its EOS is {sorted(self.eos)}"
-            if ends:
-                say(f"{self.name}: token {ends[0]} ends a response, {told}")
-            else:
-                say(f"{self.name}: its chat template ends a turn with no token; only EOS does")
         if ends:
-            self.end = ends[0]
-            self.eos = self.eos | {self.end}
+            return ends[0]
+        added = self.tokenizer.added_tokens_decoder
+        special = [token for token in ids if token in added and added[token].special]
+        ends = [token for token in special if token != self.tokenizer.bos_token_id]
+        if not ends:
+            say(f"{self.name}: its chat template ends a turn with no token; only EOS does")
+            return None
+        told = f"as its chat template has it, though its EOS is {sorted(self.eos)}"
+        say(f"{self.name}: token {ends[0]} ends a response, {told}")
+        return ends[0]
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Token ids of a text; a chat template writes its own special tokens."""
@@ -576,7 +579,7 @@ class Critic(nn.Module):
         self.model, self.tokenizer = load_model(AutoModel, name, args, device, frozen)
         # Some models are wider or narrower at their end than inside
         width = check_causal(self.name, self.model)
-        recompute(self.model, args.gradient_checkpointing)
+        checkpoint_layers(self.model, args.gradient_checkpointing)
         self.head = nn.Linear(width, 1, dtype=self.model.dtype, device=device)
         nn.init.zeros_(self.head.weight)
         self.optimizer = adamw(self, args.critic_lr)
@@ -926,14 +929,15 @@ class Episode:
     @classmethod
     def start(cls, number: int, item: dict, num_agents: int) -> "Episode":
         """An episode in which nothing has been said."""
-        return cls(number, item, *([[] for _ in range(num_agents)] for _ in range(5)))
+        lists = [[[] for _ in range(num_agents)] for _ in range(5)]  # tokens to actions
+        return cls(number, item, *lists)
 
 
 def start_episodes(items: list[dict], num_agents: int) -> list[Episode]:
     """An episode of each item that is this rank's: consecutive ones."""
-    episodes = [Episode.start(k, item, num_agents) for k, item in enumerate(items)]
-    start, end = (r * len(items) // world_size() for r in (rank(), rank() + 1))
-    return episodes[start:end]
+    start = rank() * len(items) // world_size()
+    end = (rank() + 1) * len(items) // world_size()
+    return [Episode.start(k, items[k], num_agents) for k in range(start, end)]
 
 
 def act(i: int, agent, episodes, observations, turn: int, cache, uniforms) -> None:
@@ -1034,14 +1038,15 @@ def turn_variance(x: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
 def normalise(advantages, returns, live) -> torch.Tensor:
     """(A - mean) / sd of each agent over live turns, (T, B, N); 0 where there is no signal.
 
-    There is none where a turn's returns do not differ (what differs then is the critic's own
-    error), or the advantages do not. What is rounding is told by the size of the returns.
+    There is none where the advantages do not differ, or the returns of a turn do not: what differs
+    then is the critic's own error. What is rounding is told by the size of the returns.
     """
     rounding = 1e-12 * live_mean(returns**2, live) + 1e-18  # (N,)
+    alone = all_sum(live[0].sum()) == 1  # an episode by itself has no other returns to differ from
+    differ = turn_variance(returns, live) > rounding  # (N,)
     variance = live_variance(advantages, live)  # (N,)
-    signal = (turn_variance(returns, live) > rounding) & (variance > rounding)  # (N,)
     advantages = (advantages - live_mean(advantages, live)) / variance.clamp(min=1e-30).sqrt()
-    return advantages * signal
+    return advantages * ((variance > rounding) & (differ | alone))
 
 
 def stack_rewards(episodes: list[Episode], num_turns: int, agents):
@@ -1064,14 +1069,14 @@ def critic_step(critic: Critic, episodes, rewards, live, args: Args) -> torch.Te
     tokens, ends = zip(*map(critic.encode, episodes), strict=True)
     for rows in microbatches([len(x) for x in tokens], args.microbatch_tokens):
         v = critic([tokens[k] for k in rows], [ends[k] for k in rows], len(live))  # (T, b)
-        v, played = v.double()[..., None], live[:, rows]  # (T, b, 1), (T, b)
-        baseline = v.detach()  # (T, b, 1)
+        v = v.double()[..., None]  # (T, b, 1)
+        values[:, rows] = v.detach()
         # Critic target: r_t + gamma V(h_{t+1}), as V + TD error; lambda-return if gae_lambda > 0
-        target = baseline + gae(rewards[:, rows], baseline, played, args.gamma, args.gae_lambda)
-        # Critic loss: mean over live turns of (V(h_t) - target)^2
-        loss = ((v - target)[played] ** 2).sum() / num_live
+        batch = rewards[:, rows], v.detach(), live[:, rows]
+        target = v.detach() + gae(*batch, args.gamma, args.gae_lambda)  # (T, b, 1)
+        # Critic loss: mean over live turns of (V(h_t) - target)^2; at dead turns both are 0
+        loss = ((v - target) ** 2).sum() / num_live
         (args.vf_coef * loss).backward()
-        values[:, rows] = baseline
     optimize(critic, args.max_grad_norm)
     return values
 
@@ -1084,7 +1089,7 @@ def actor_step(i: int, agent: Agent, episodes, advantages, live, args: Args):
     num_turns, num_live = len(live), all_sum(live.sum())
     logps = torch.zeros_like(advantages)  # (T, B)
     kl, gap, norm = torch.zeros(3, 1, dtype=torch.float64, device=live.device)
-    recompute(agent, args.gradient_checkpointing)
+    checkpoint_layers(agent, args.gradient_checkpointing)
     lengths = [len(e.tokens[i]) for e in episodes]
     for rows in microbatches(lengths, args.microbatch_tokens):
         batch = [episodes[k] for k in rows], i, num_turns, agent.temperature, agent.shares
@@ -1114,8 +1119,8 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
 
     Gives {metric: [agent]}, means over the minibatches and over the episodes of all ranks.
     """
-    metrics, order = [], np.arange(len(episodes))
-    order = rng(args.seed, "minibatches", iteration, rank()).permutation(order)
+    metrics = []
+    order = rng(args.seed, "minibatches", iteration, rank()).permutation(len(episodes))
     for index in np.split(order, args.num_minibatches):
         minibatch = [episodes[k] for k in index]
         # 1. Rewards r_t and returns-to-go G_t, and which turns each episode played
@@ -1142,7 +1147,7 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
         learned["losses/explained_variance"] = explained_variance(returns, values, live)
         learned["losses/advantage_variance"] = advantage_variance
         metrics.append(learned)
-    means = {name: torch.stack([x[name] for x in metrics]).mean(0).tolist() for name in learned}
+    means = {name: torch.stack([x[name] for x in metrics]).mean(0).tolist() for name in metrics[0]}
     # Only the first minibatch meets the weights that sampled it
     return means | {"losses/sampling_gap": metrics[0]["losses/sampling_gap"].tolist()}
 
@@ -1211,8 +1216,9 @@ def evaluate(task, agents, args: Args, samples: int = 4):
     start = time.time()
     items = task.eval[: max(1, args.eval_episodes // samples)]
     mine = start_episodes([item for item in items for _ in range(samples)], len(agents))
-    for k in range(0, len(mine), args.num_envs):
-        rollout(task, mine[k : k + args.num_envs], agents, args, "evaluation", 0)
+    at_once = args.num_envs // world_size()  # as in training
+    for k in range(0, len(mine), at_once):
+        rollout(task, mine[k : k + at_once], agents, args, "evaluation", 0)
     episodes = gather(mine)
     metrics = summarize(episodes, task.num_turns, samples)
     num_tokens = sum(turn >= 0 for e in episodes for turns in e.turns for turn in turns)
@@ -1453,8 +1459,9 @@ def peak_memory_gb(device: torch.device) -> float:
 
 def log(writer, scalars: dict[str, float], global_step: int) -> None:
     """Write scalars to TensorBoard, on the rank that has a writer."""
-    for name, value in scalars.items() if writer else ():
-        writer.add_scalar(name, value, global_step)
+    if writer:
+        for name, value in scalars.items():
+            writer.add_scalar(name, value, global_step)
 
 
 def training_scalars(task, episodes, metrics, rollout_time, update_time) -> dict[str, float]:
@@ -1478,8 +1485,9 @@ def evaluate_and_log(task, agents, args: Args, writer, global_step: int) -> None
     """Evaluate, log the metrics and a few whole episodes, print one line."""
     metrics, episodes = evaluate(task, agents, args)
     log(writer, metrics, global_step)
-    for k, episode in enumerate(episodes[::4][:4] if writer else ()):
-        writer.add_text(f"episodes/{k}", transcript(task, episode), global_step)
+    if writer:
+        for k, episode in enumerate(episodes[::4][:4]):
+            writer.add_text(f"episodes/{k}", transcript(task, episode), global_step)
     shown = [f"{name[5:]} {x:.3f}" for name, x in metrics.items() if "/turn_" not in name]
     say(f"held-out at step {global_step}: " + ", ".join(shown))
 
@@ -1528,8 +1536,8 @@ def main(args: Args) -> None:
 
         update_start = time.time()
         metrics = update(episodes, agents, critics, task.num_turns, args, iteration)
-        for agent, gap in zip(agents, metrics["losses/sampling_gap"], strict=True):
-            if iteration == 0:
+        if iteration == 0:
+            for agent, gap in zip(agents, metrics["losses/sampling_gap"], strict=True):
                 check_gap(agent, gap, args.dtype)
 
         times = update_start - rollout_start, time.time() - update_start
