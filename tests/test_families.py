@@ -81,22 +81,24 @@ def trained_step(agent, episodes, args, monkeypatch):
         return gradients[-1].norm()
 
     monkeypatch.setattr(collm_cc, "optimize", optimize)
-    rewards, live = collm_cc.stack_rewards(episodes, 2, CPU)
-    logps, sums = collm_cc.actor_step(0, agent, episodes, rewards + 1.5, live, args)
+    rewards, live = collm_cc.stack_rewards(episodes, 2, [agent])
+    advantages = rewards[..., 0] + 1.5
+    logps, sums = collm_cc.actor_step(0, agent, episodes, advantages, live, args)
     num_tokens = sum(turn >= 0 for e in episodes for turn in e.turns[0])
     return logps, sums[1].item() / num_tokens, gradients[0]
 
 
 def plain_step(agent, episodes):
     """(log-probs, gradient) of the same loss: a forward of each history alone, without a mask."""
-    rewards, live = collm_cc.stack_rewards(episodes, 2, CPU)
-    logps = torch.zeros_like(rewards)
+    rewards, live = collm_cc.stack_rewards(episodes, 2, [agent])
+    advantages = rewards[..., 0] + 1.5
+    logps = torch.zeros_like(advantages)
     for k, episode in enumerate(episodes):
         ids, turns = torch.tensor(episode.tokens[0]), torch.tensor(episode.turns[0])
         logits = agent.model(input_ids=ids[None]).logits[0].to(agent.model.dtype)
         logp = logits[:-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
         totals = torch.stack([logp[turns[1:] == turn].sum() for turn in range(2)])
-        (-(totals * (rewards + 1.5)[:, k] * live[:, k]).sum() / live.sum()).backward()
+        (-(totals * advantages[:, k] * live[:, k]).sum() / live.sum()).backward()
         logps[:, k] = totals.detach()
     return logps, gradient(agent)
 
@@ -120,7 +122,7 @@ def check_family(folder: str, tolerance: float, monkeypatch, **changes) -> None:
     ends = [[60, 99], [39], [0, 74]]
     values = critic(tokens, ends, 2)
     for k, (ids, places) in enumerate(zip(tokens, ends, strict=True)):
-        hidden = critic.body(input_ids=torch.tensor([ids])).last_hidden_state[0, places]
+        hidden = critic.model(input_ids=torch.tensor([ids])).last_hidden_state[0, places]
         alone = critic.head(hidden.to(critic.head.weight.dtype))[:, 0]
         assert is_close(values[: len(places), k], alone, 10 * tolerance)
 
@@ -184,16 +186,16 @@ def test_checkpointing_changes_no_gradient(name, folder_of, monkeypatch):
     for on in (False, True):
         task, args, agent, critic = build(folder_of(name), gradient_checkpointing=on)
         episodes = play(task, args, agent)
-        for model in (agent.model, critic.body):
+        for model in (agent.model, critic.model):
             inside = [x for path, x in model.named_modules() if re.search(r"\.\d+\.", path)]
             inside[0].register_forward_hook(
                 lambda *_, on=on, model=model: calls.append((on, model))
             )
         del calls[:]
         steps[on] = trained_step(agent, episodes, args, monkeypatch)
-        rewards, live = collm_cc.stack_rewards(episodes, 2, CPU)
+        rewards, live = collm_cc.stack_rewards(episodes, 2, [agent])
         collm_cc.critic_step(critic, episodes, rewards, live, args)
-        steps[on] = *steps[on], calls.count((on, agent.model)), calls.count((on, critic.body))
+        steps[on] = *steps[on], calls.count((on, agent.model)), calls.count((on, critic.model))
     assert is_close(steps[True][2], steps[False][2], 1e-5)
     assert steps[True][1] < 1e-4
     for place in (3, 4):  # forwards of a layer, of the agent and of the critic
@@ -247,7 +249,7 @@ def test_a_critic_that_sees_what_follows_is_refused(folder_of):
 def test_any_causal_body_can_be_a_critic(name, folder_of):
     task, args, agent, critic = build(folder_of("llama"), critic_model=folder_of(name))
     episodes = play(task, args, agent)
-    rewards, live = collm_cc.stack_rewards(episodes, 2, CPU)
+    rewards, live = collm_cc.stack_rewards(episodes, 2, [agent])
     before = collm_cc.critic_step(critic, episodes, rewards, live, args)
     after = collm_cc.critic_step(critic, episodes, rewards, live, args)
     assert before[live].isfinite().all()
