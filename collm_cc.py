@@ -29,6 +29,7 @@ import sys
 import threading
 import time
 import traceback
+import zipfile
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from math import comb, inf
@@ -143,7 +144,7 @@ def parse_args(args_class, argv: list[str] | None = None):
         try:
             saved = json.loads(Path(args.resume, "args.json").read_text())
             saved = args_class(**{**saved, "resume": args.resume})
-        except (OSError, TypeError, json.JSONDecodeError):
+        except (OSError, TypeError, ValueError):
             message = "must be the folder of a run, with its args.json"
             raise UserError(f"--resume {args.resume}: {message}") from None
         if saved.exp_name != args.exp_name:
@@ -166,9 +167,13 @@ def check_args(args) -> None:
         if name in of_agents and len(values) not in (1, args.num_agents):
             raise UserError(f"{flag} one for all agents, or {args.num_agents}, one for each")
         for value in values:
-            if type(value) not in (int, float) or name in ("success", "reward_shift"):
+            if type(value) not in (int, float):
                 continue
-            if not (0 < value < inf or (value == 0 and name in zero_is_good)):
+            if not -inf < value < inf:
+                raise UserError(f"{flag} finite")
+            if name in ("success", "reward_shift"):
+                continue
+            if value < 0 or (value == 0 and name not in zero_is_good):
                 raise UserError(f"{flag} {'at least' if name in zero_is_good else 'above'} 0")
             if value > at_most.get(name, inf):
                 raise UserError(f"{flag} at most {at_most[name]}")
@@ -274,43 +279,60 @@ def load_model(auto_class, name: str, args: Args, device: torch.device, frozen: 
     frozen: for LoRA, {(name, parameter): weight} of what was loaded before. Models of one name,
     critics too, then share their frozen weights.
     """
-    adapter = find_adapter(name)
-    base = name
-    if adapter and args.lora_rank:
-        base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    flag = "--model" if auto_class is AutoModelForCausalLM else "--critic-model"
+    adapter, base = find_adapter(name), name
+    if adapter == Path(name) and not args.lora_rank:
+        raise UserError(f"{flag} {name}: is an adapter, which needs --lora-rank")
     dtype = torch.float64 if args.dtype == "float64" else torch.float32
-    step = "config"
+    options = {"dtype": dtype, "output_loading_info": True, "trust_remote_code": False}
+    options["ignore_mismatched_sizes"] = True  # check_loading tells them
+    if dtype == torch.float64:  # for which torch has no grouped product
+        options["experts_implementation"] = "eager"
+    part = "config"
     try:
+        if adapter and args.lora_rank:
+            config = json.loads((adapter / "adapter_config.json").read_text())
+            base = config["base_model_name_or_path"]
         config = AutoConfig.from_pretrained(base, trust_remote_code=False)
         windows = lift_windows(config)
-        step = "weights"
-        options = {"config": config, "dtype": dtype, "output_loading_info": True}
-        options["ignore_mismatched_sizes"] = True  # they are told below
-        if dtype == torch.float64:  # for which torch has no grouped product
-            options["experts_implementation"] = "eager"
-        model, loading = auto_class.from_pretrained(base, trust_remote_code=False, **options)
-        step = "tokenizer"
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        part = "weights"
+        model, loading = auto_class.from_pretrained(base, config=config, **options)
+        part = "tokenizer"
+        folder = base if adapter and not list(Path(name).glob("tokenizer*")) else name
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        check_loading(model, loading, tokenizer)
+        model.windows = windows
+        remove_dropout(model)
+        if args.gradient_checkpointing:
+            part = "layers, to be recomputed,"
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        if args.lora_rank:
+            part = "adapter"
+            model = add_lora(model, base, adapter, args.lora_rank, frozen)
+    except UserError as error:
+        raise UserError(f"{flag} {name}: {error}") from error
     except Exception as error:  # safetensors, tokenizers and the Hub have their own classes
-        raise UserError(f"--model {name}: its {step} can not be loaded: {cause(error)}") from error
-    if loading["missing_keys"]:
-        some = ", ".join(sorted(loading["missing_keys"])[:3])
-        raise UserError(f"--model {name}: its files lack weights of its layers: {some}, ...")
-    for weight, found, needed in sorted(loading["mismatched_keys"])[:1]:
-        shapes = f"{weight} of shape {tuple(found)}, its config asks for {tuple(needed)}"
-        raise UserError(f"--model {name}: its files have {shapes}")
-    model.windows = windows
-    remove_dropout(model)
-    if args.gradient_checkpointing:
-        if not model.supports_gradient_checkpointing:
-            raise UserError(f"--gradient-checkpointing: --model {name} can not do it")
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    if args.lora_rank:
-        model = add_lora(model, base, adapter, args.lora_rank, frozen)
+        raise UserError(f"{flag} {name}: its {part} can not be loaded: {cause(error)}") from error
     model = model.to(device).eval()
     if args.dtype == "bfloat16":
         model.forward = torch.autocast(device.type, torch.bfloat16)(model.forward)
     return model, tokenizer
+
+
+def check_loading(model: nn.Module, loading: dict, tokenizer) -> None:
+    """UserError if files lack weights, or have others than the config and the tokenizer ask for."""
+    if loading["missing_keys"]:
+        some = ", ".join(sorted(loading["missing_keys"])[:3])
+        raise UserError(f"its files lack weights of its layers: {some}, ...")
+    for weight, found, needed in sorted(loading["mismatched_keys"]):
+        shapes = f"{weight} of shape {tuple(found)}, its config asks for {tuple(needed)}"
+        raise UserError(f"its files have {shapes}")
+    if loading["unexpected_keys"] and model.get_output_embeddings() is not None:
+        some = ", ".join(sorted(loading["unexpected_keys"])[:3])
+        say(f"{model.name_or_path}: its config leaves out weights of its files: {some}, ...")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise UserError(f"its tokenizer has {len(tokenizer)} tokens, its embedding {rows}")
 
 
 def remove_dropout(model: nn.Module) -> None:
@@ -330,24 +352,31 @@ def add_lora(model: nn.Module, name: str, adapter: Path | None, lora_rank: int, 
         parameter = parameter.removeprefix(f"{model.base_model_prefix}.")
         weight.data = frozen.setdefault((name, parameter), weight.data)
     is_agent = model.get_output_embeddings() is not None
-    if adapter and is_agent:
-        model = peft.PeftModel.from_pretrained(model, adapter, is_trainable=True)
-        found = model.peft_config["default"].r
-        if found != lora_rank:
-            raise UserError(f"--lora-rank {lora_rank}: the adapter in {adapter} has rank {found}")
-        return model
-    kinds_of_linear = []  # their forward is another one: routers of experts
+    routers = []  # of experts: linear layers that give more than a tensor
     for module, layer in model.named_modules():
-        if isinstance(layer, nn.Linear) and type(layer) is not nn.Linear:
-            kinds_of_linear.append(module)
+        if isinstance(layer, nn.Linear) and not torch.is_tensor(layer(layer.weight[:1])):
+            routers.append(module)
     config = peft.LoraConfig(
         r=lora_rank,
         lora_alpha=2 * lora_rank,
         target_modules="all-linear",
-        exclude_modules=kinds_of_linear,
+        exclude_modules=routers,
         task_type="CAUSAL_LM" if is_agent else "FEATURE_EXTRACTION",
     )
-    return peft.get_peft_model(model, config)
+    if not adapter or not is_agent:
+        return peft.get_peft_model(model, config)
+    config = peft.PeftConfig.from_pretrained(adapter, inference_mode=False)
+    if config.peft_type != "LORA" or config.use_dora or config.modules_to_save:
+        raise UserError(f"the adapter in {adapter} must be plain LoRA, with no other weights")
+    if config.r != lora_rank:
+        raise UserError(f"--lora-rank {lora_rank}: the adapter in {adapter} has rank {config.r}")
+    model = peft.get_peft_model(model, config)
+    found = peft.set_peft_model_state_dict(model, peft.load_peft_weights(adapter))
+    absent = [weight for weight in found.missing_keys if ".lora_" in weight]
+    if absent or found.unexpected_keys:
+        some = ", ".join([*absent, *found.unexpected_keys][:2])
+        raise UserError(f"the adapter in {adapter} does not fit its base: {some}, ...")
+    return model
 
 
 def optional(name: str):
@@ -455,8 +484,9 @@ class Chat:
         longer = self.render("<ONE>", "<REPLY>", "<TWO>", "<LAST>", "<USER>")
         same = head.rstrip() == "<ONE>".join(self.first).rstrip()
         same = same and longer.startswith(f"{head}<REPLY>") and longer.endswith(f"<LAST>{tail}")
+        same = same and "\t<REPLY>\t" in self.render("<ONE>", "\t<REPLY>\t", "<USER>")
         if not same or "<THOUGHT>" not in thought:
-            message = "its chat template rewrites earlier turns (or drops their thinking)"
+            message = "its chat template rewrites earlier turns (trims them, drops thinking)"
             say(f"{self.name}: {message}; histories keep what was read and sampled")
 
     def find_end(self, before: str) -> int | None:
@@ -514,7 +544,6 @@ class Agent(nn.Module):
         eos = self.model.generation_config.eos_token_id
         eos = eos if isinstance(eos, list) else [eos]
         self.chat = Chat(name, self.tokenizer, {*eos, self.tokenizer.eos_token_id} - {None})
-        self.longest = inf  # tokens of a history, see check_lengths
         self.shares = False  # whether the update reads an o_0 once for several episodes of it
         self.trains = learning_rate > 0
         if not self.trains:
@@ -524,6 +553,12 @@ class Agent(nn.Module):
         if args.kl_coef and self.trains:
             reference, _ = load_model(AutoModelForCausalLM, name, args, device, frozen)
             self.reference = [reference.requires_grad_(False)]
+
+    def encode(self, e: "Episode", num_turns: int) -> tuple[list[int], list[int]]:
+        """Its history h_it of an episode at turn t = num_turns - 1, and where that ends."""
+        (i,) = self.reads
+        tokens = e.tokens[i] + self.chat.frame(e.observations[i][num_turns - 1], e.tokens[i])
+        return tokens, [len(tokens) - 1]
 
     @property
     def eos(self) -> set[int]:
@@ -588,22 +623,22 @@ class Critic(nn.Module):
         """What block t tells of agent i: o_0, then a_{t-1} and o_t; for Q always o_t and a_t."""
         told = [e.observations[i][t]]
         if self.critic_type == "q":
-            told = [*told, e.actions[i][t]]
+            told = [*told, *e.actions[i][t : t + 1]]
         elif t > 0:
             told = [e.actions[i][t - 1], *told]
         return "\n".join([f"[Agent {i}]", *told])
 
-    def encode(self, e: "Episode") -> tuple[list[int], list[int]]:
-        """Tokens that it reads of an episode, a block for each turn, and where each block ends."""
+    def encode(self, e: "Episode", num_turns: int) -> tuple[list[int], list[int]]:
+        """Tokens that it reads of so many turns, a block for each, and where each block ends."""
         tokens, ends = [], []
-        for t in range(len(e.rewards)):
+        for t in range(num_turns):
             block = "\n\n".join(self.part(e, i, t) for i in self.reads)
             block = block if t == 0 else "\n\n" + block
-            tokens += self.tokenizer(block, add_special_tokens=t == 0)["input_ids"]
+            if (self.name, block) not in e.blocks:
+                ids = self.tokenizer(block, add_special_tokens=t == 0)["input_ids"]
+                e.blocks[self.name, block] = ids
+            tokens += e.blocks[self.name, block]
             ends.append(len(tokens) - 1)
-        if len(tokens) > max_length(self.model):
-            message = f"a history of {len(tokens)} tokens is longer than it reads"
-            raise UserError(f"{e.item.get('place', 'an item')}: {self.name}: {message}")
         return tokens, ends
 
     def forward(self, tokens: list[list[int]], ends: list[list[int]], num_turns: int):
@@ -923,8 +958,9 @@ class Episode:
     actions: list[list[str]]  # [agent][turn]
     rewards: list[float] = field(default_factory=list)  # [turn] raw reward + shift
     infos: list[dict] = field(default_factory=list)  # [turn] metrics of the task
+    blocks: dict = field(default_factory=dict)  # (critic, text) -> token ids, see Critic.encode
     reward_time: float = 0.0  # seconds of scoring, its share of the batch's
-    too_long: bool = False  # ended because an agent can not read what comes next
+    too_long: bool = False  # ended because somebody can not read what comes next
 
     @classmethod
     def start(cls, number: int, item: dict, num_agents: int) -> "Episode":
@@ -940,62 +976,70 @@ def start_episodes(items: list[dict], num_agents: int) -> list[Episode]:
     return [Episode.start(k, items[k], num_agents) for k in range(start, end)]
 
 
-def act(i: int, agent, episodes, observations, turn: int, cache, uniforms) -> None:
-    """Agent i reads its observation in each episode, and responds."""
-    frames = []
-    for e, observation in zip(episodes, observations, strict=True):
-        frames.append(agent.chat.frame(observation[i], e.tokens[i]))
+def observe(e: Episode, observations: list[str]) -> None:
+    """Tell each agent what it observes."""
+    for texts, observation in zip(e.observations, observations, strict=True):
+        texts.append(observation)
+
+
+def act(i: int, agent, episodes, cache, uniforms) -> None:
+    """Agent i reads its newest observation in each episode, and responds."""
+    frames = [agent.chat.frame(e.observations[i][-1], e.tokens[i]) for e in episodes]
     # The last token of a history is not in the cache yet
     prompts = [e.tokens[i][-1:] + frame for e, frame in zip(episodes, frames, strict=True)]
     responses = generate(agent, prompts, cache, uniforms)
-    for e, observation, frame, (ids, logps) in zip(episodes, observations, frames, responses):
+    for e, frame, (ids, logps) in zip(episodes, frames, responses, strict=True):
+        turn = len(e.actions[i])
         e.tokens[i] += frame + ids
         e.turns[i] += [-1] * len(frame) + [turn] * len(ids)
         e.logps[i] += [0.0] * len(frame) + logps
-        e.observations[i].append(observation[i])
         e.actions[i].append(agent.tokenizer.decode(ids, skip_special_tokens=True))
 
 
-def fits(agents, episode: Episode, observation: list[str], limit: int) -> bool:
-    """Whether every agent can read one more observation and respond with `limit` tokens."""
-    for i, agent in enumerate(agents):
-        frame = agent.chat.frame(observation[i], episode.tokens[i])
-        if len(episode.tokens[i]) + len(frame) + limit > agent.longest:
+def fits(readers, e: Episode, more: int) -> bool:
+    """Whether agents and critics can read all observations, and `more` tokens of each agent."""
+    num_turns = len(e.rewards) + 1
+    for reader in readers:
+        tokens, _ = reader.encode(e, num_turns)
+        if len(tokens) + more * len(reader.reads) > max_length(reader.model):
             return False
     return True
 
 
-def rollout(task, episodes, agents, args: Args, purpose: str, iteration: int) -> None:
-    """Play these episodes, all in parallel; each ends after num_turns turns or at success."""
+def rollout(task, episodes, agents, args: Args, purpose: str, iteration: int, critics=()) -> None:
+    """Play these episodes, all in parallel; each ends after num_turns turns or at success.
+
+    It also ends, as at success, where an agent or a critic has no room for what comes next.
+    """
     shift = task.reward_shift if args.reward_shift is None else args.reward_shift
     success = task.success if args.success is None else args.success
     limit = args.max_new_tokens or task.max_new_tokens
-    going, observations = episodes, [task.observe(e.item) for e in episodes]
-    caches = [RowsCache() for _ in agents]
+    readers, caches = [*agents, *critics], [RowsCache() for _ in agents]
+    for e in episodes:
+        observe(e, task.observe(e.item))
+    going = episodes
     for turn in range(task.num_turns):
         for i, agent in enumerate(agents):
             streams = [rng(args.seed, purpose, iteration, e.number, i, turn) for e in going]
             uniforms = torch.tensor(np.stack([1 - x.random(limit) for x in streams]))  # (B, R)
-            act(i, agent, going, observations, turn, caches[i], uniforms)
+            act(i, agent, going, caches[i], uniforms)
         start = time.time()
         joint_actions = [[actions[turn] for actions in e.actions] for e in going]
         scores = score_batch(task, [e.item for e in going], joint_actions)
         seconds = (time.time() - start) / len(going)
-        kept, next_observations = [], []
+        kept = []
         for k, (e, (reward, info)) in enumerate(zip(going, scores, strict=True)):
             e.rewards.append(reward + shift)
             e.infos.append(info)
             e.reward_time += seconds
-            if turn + 1 == task.num_turns or reward >= success:
-                continue
-            observation = task.feedback(e.item, joint_actions[k], info, turn)
-            e.too_long = not fits(agents, e, observation, limit)
-            if not e.too_long:
-                kept.append(k)
-                next_observations.append(observation)
+            if turn + 1 < task.num_turns and reward < success:
+                observe(e, task.feedback(e.item, joint_actions[k], info, turn))
+                e.too_long = not fits(readers, e, limit)
+                if not e.too_long:
+                    kept.append(k)
         if not kept:
             break
-        going, observations = [going[k] for k in kept], next_observations
+        going = [going[k] for k in kept]
         for cache in caches:
             cache.row_of = cache.row_of[kept]
 
@@ -1066,7 +1110,7 @@ def critic_step(critic: Critic, episodes, rewards, live, args: Args) -> torch.Te
     """One gradient step of a critic; gives the values from before it, (T, B, 1)."""
     num_live = all_sum(live.sum())
     rewards, values = rewards[..., :1], torch.zeros_like(rewards[..., :1])  # (T, B, 1)
-    tokens, ends = zip(*map(critic.encode, episodes), strict=True)
+    tokens, ends = zip(*[critic.encode(e, len(e.rewards)) for e in episodes], strict=True)
     for rows in microbatches([len(x) for x in tokens], args.microbatch_tokens):
         v = critic([tokens[k] for k in rows], [ends[k] for k in rows], len(live))  # (T, b)
         v = v.double()[..., None]  # (T, b, 1)
@@ -1288,14 +1332,15 @@ def check_sampling(task, agents, args: Args) -> None:
     limit = min(4, args.max_new_tokens or task.max_new_tokens)
     item = min(task.train, key=lambda item: len("".join(task.observe(item))))
     for i, agent in enumerate(agents):
-        episodes = [Episode.start(k, item, len(agents)) for k in range(4)]
-        cuts, cache = [0, 0, 8, 16], RowsCache()
-        observations = [[text[cut:] for text in task.observe(item)] for cut in cuts]
+        episodes, cache = [Episode.start(k, item, len(agents)) for k in range(4)], RowsCache()
+        for e, cut in zip(episodes, [0, 0, 8, 16], strict=True):
+            observe(e, [text[cut:] for text in task.observe(item)])
         try:
             for turn in range(min(2, task.num_turns)):
                 uniforms = 1 - rng(args.seed, "initialisation", i, turn).random((4, limit))
-                act(i, agent, episodes, observations, turn, cache, torch.tensor(uniforms))
-                observations = [["go on " * k] * len(agents) for k in range(4)]
+                act(i, agent, episodes, cache, torch.tensor(uniforms))
+                for k, e in enumerate(episodes):
+                    observe(e, ["go on " * k] * len(agents))
         except Exception as error:  # models raise what they like
             raise UserError(f"{agent.name}: can not be sampled from: {cause(error)}") from error
         options = i, task.num_turns, agent.temperature
@@ -1308,26 +1353,27 @@ def check_sampling(task, agents, args: Args) -> None:
                 agent.shares = difference.abs().mean().item() < 3 * gap + 1e-4
 
 
-def check_lengths(task, agents, readers, limit: int) -> None:
-    """Find the longest history of each agent that its model and its critics read.
+def check_lengths(task, readers, num_agents: int, limit: int) -> None:
+    """UserError names a row whose first observation and T responses are too long for a reader.
 
-    readers: the agents and the critics; a critic's length is shared by the agents that it reads.
-    UserError names a row whose first observation and T responses are longer.
+    readers: agents and critics.
     """
-    for reader in readers:
-        for i in reader.reads:
-            longest = max_length(reader.model) / len(reader.reads)
-            agents[i].longest = min(agents[i].longest, longest)
+    empty = Episode.start(0, {}, num_agents)
+    observe(empty, [""] * num_agents)
+    frame = max(len(reader.encode(empty, 1)[0]) for reader in readers)
+    shortest = min(max_length(reader.model) for reader in readers)
     responses = task.num_turns * limit
     for item in [*task.train, *task.eval]:
-        for agent, observation in zip(agents, task.observe(item), strict=True):
-            if len(observation.encode()) + responses + 200 <= agent.longest:
-                continue  # no token is less than a byte
-            length = len(agent.chat.frame(observation, [])) + responses
-            if length > agent.longest:
-                told = f"first observation and {task.num_turns} responses are {length} tokens"
-                told = f"{told}, {agent.name} and its critic read {agent.longest:.0f}"
-                raise UserError(f"{item.get('place', 'an item')}: {told}")
+        episode = Episode.start(0, item, num_agents)
+        observe(episode, task.observe(item))
+        num_bytes = sum(len(texts[0].encode()) for texts in episode.observations)
+        if num_bytes + frame + responses * num_agents <= shortest:
+            continue  # no token is less than a byte
+        for reader in readers:
+            if not fits([reader], episode, responses):
+                told = f"first observation and {task.num_turns} responses of {limit} tokens"
+                told = f"its {told} are longer than the {max_length(reader.model)} tokens"
+                raise UserError(f"{item.get('place', 'an item')}: {told} that {reader.name} reads")
 
 
 # ========================================== checkpoint ==========================================
@@ -1337,6 +1383,7 @@ def replacing(path: Path):
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)  # what a killed run left
+        temporary.unlink(missing_ok=True)
         yield temporary
         if path.is_dir():
             shutil.rmtree(path)
@@ -1376,6 +1423,8 @@ def read_checkpoint(run_dir: Path) -> dict:
     """The newest checkpoint that can be read, on the CPU."""
     for path in sorted(run_dir.glob("checkpoint_*.pt"), reverse=True):
         try:
+            if zipfile.ZipFile(path).testzip():
+                raise ValueError("is damaged")
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a truncated file raises any of a dozen
             say(f"warning: {path} can not be read, falling back to the one before: {cause(error)}")
@@ -1422,8 +1471,8 @@ def open_run(args: Args, global_step: int):
     except FileExistsError:
         message = "exists; give another --run-name, or --resume it"
         raise UserError(f"{run_dir}: {message}") from None
-    except OSError as error:
-        raise UserError(f"{run_dir}: can not be made: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run_dir}: can not be made: {cause(error)}") from error
     with replacing(run_dir / "args.json") as path:
         path.write_text(json.dumps(asdict(args), indent=2))
     if wandb:
@@ -1500,7 +1549,8 @@ def build(task, args: Args, device: torch.device):
     # One critic V(h_t), which reads the joint history h_t = (h_1t, ..., h_Nt)
     reads = [list(range(args.num_agents))]
     critics = [Critic(args.critic_model or names[r[0]], r, args, device, frozen) for r in reads]
-    check_lengths(task, agents, [*agents, *critics], args.max_new_tokens or task.max_new_tokens)
+    limit = args.max_new_tokens or task.max_new_tokens
+    check_lengths(task, [*agents, *critics], args.num_agents, limit)
     check_sampling(task, agents, args)
     return agents, critics
 
@@ -1532,7 +1582,7 @@ def main(args: Args) -> None:
         rollout_start = time.time()
         items = draw_items(task.train, args.num_envs, args.seed, iteration)
         episodes = start_episodes(items, args.num_agents)
-        rollout(task, episodes, agents, args, "rollout", iteration)
+        rollout(task, episodes, agents, args, "rollout", iteration, critics)
 
         update_start = time.time()
         metrics = update(episodes, agents, critics, task.num_turns, args, iteration)
