@@ -206,7 +206,7 @@ def count_needed(out, episodes, agents, critics):
         out["needed"] += 2 * size(spans) - len(episodes)
         out["flops"] += needed_flops(agent.model, spans, responses)
     for critic in critics:
-        spans = [(0, len(critic.encode(e)[0])) for e in episodes]
+        spans = [(0, len(critic.encode(e, len(e.rewards))[0])) for e in episodes]
         out["needed"] += size(spans)
         out["flops"] += needed_flops(critic.model, spans, 0)
 

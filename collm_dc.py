@@ -996,14 +996,10 @@ def act(i: int, agent, episodes, cache, uniforms) -> None:
         e.actions[i].append(agent.tokenizer.decode(ids, skip_special_tokens=True))
 
 
-def fits(readers, e: Episode, more: int) -> bool:
-    """Whether agents and critics can read all observations, and `more` tokens of each agent."""
-    num_turns = len(e.rewards) + 1
-    for reader in readers:
-        tokens, _ = reader.encode(e, num_turns)
-        if len(tokens) + more * len(reader.reads) > max_length(reader.model):
-            return False
-    return True
+def needed(reader, e: Episode, more: int) -> int:
+    """Tokens of all that an agent or a critic reads of an episode, and `more` of each response."""
+    tokens, _ = reader.encode(e, len(e.rewards) + 1)
+    return len(tokens) + more * len(reader.reads)
 
 
 def rollout(task, episodes, agents, args: Args, purpose: str, iteration: int, critics=()) -> None:
@@ -1034,7 +1030,7 @@ def rollout(task, episodes, agents, args: Args, purpose: str, iteration: int, cr
             e.reward_time += seconds
             if turn + 1 < task.num_turns and reward < success:
                 observe(e, task.feedback(e.item, joint_actions[k], info, turn))
-                e.too_long = not fits(readers, e, limit)
+                e.too_long = any(needed(x, e, limit) > max_length(x.model) for x in readers)
                 if not e.too_long:
                     kept.append(k)
         if not kept:
@@ -1370,10 +1366,11 @@ def check_lengths(task, readers, num_agents: int, limit: int) -> None:
         if num_bytes + frame + responses * num_agents <= shortest:
             continue  # no token is less than a byte
         for reader in readers:
-            if not fits([reader], episode, responses):
-                told = f"first observation and {task.num_turns} responses of {limit} tokens"
-                told = f"its {told} are longer than the {max_length(reader.model)} tokens"
-                raise UserError(f"{item.get('place', 'an item')}: {told} that {reader.name} reads")
+            length, most = needed(reader, episode, responses), max_length(reader.model)
+            if length > most:
+                told = f"first observation and {task.num_turns} responses are {length} tokens"
+                told = f"{told}, {reader.name} reads {most}"
+                raise UserError(f"{item.get('place', 'an item')}: {told}")
 
 
 # ========================================== checkpoint ==========================================

@@ -195,23 +195,23 @@ REFUSED = {
         {**SLIDING, "use_bidirectional_attention": True},
         "not causal",
     ),
-    "mistral_window": ("Mistral", {**SLIDING, "sliding_window": 64}, "read 64"),
-    "gemma2_window": ("Gemma2", {**SLIDING, "sliding_window": 64}, "read 64"),
+    "mistral_window": ("Mistral", {**SLIDING, "sliding_window": 64}, "reads 64"),
+    "gemma2_window": ("Gemma2", {**SLIDING, "sliding_window": 64}, "reads 64"),
     "gpt_oss_window": (
         "GptOss",
         {**SLIDING, **LOCAL_EXPERTS, "sliding_window": 64},
-        "read 64",
+        "reads 64",
     ),
     "llama4_chunk": (
         "Llama4Text",
         {**LLAMA4, "attention_chunk_size": 64},
-        "read 64",
+        "reads 64",
     ),
-    "llama4_scale": ("Llama4Text", {**LLAMA4, "floor_scale": 64}, "read 64"),
+    "llama4_scale": ("Llama4Text", {**LLAMA4, "floor_scale": 64}, "reads 64"),
     "phi3_short": (
         "Phi3",
         {**TRAINED["phi3_longrope"][1], "original_max_position_embeddings": 64},
-        "read 64",
+        "reads 64",
     ),
     "gemma3_longrope": (
         "Gemma3Text",
@@ -222,9 +222,9 @@ REFUSED = {
                 "full_attention": {**LONGROPE, "original_max_position_embeddings": 64},
             },
         },
-        "read 64",
+        "reads 64",
     ),
-    "gpt2_short": ("GPT2", {**GPT2, "n_positions": 64}, "read 64"),
+    "gpt2_short": ("GPT2", {**GPT2, "n_positions": 64}, "reads 64"),
 }
 
 

@@ -497,7 +497,7 @@ def test_values_equal_a_naive_loop_over_prefixes():
     args = make_args(collm_cc)
     agents, (critic,) = make_team(collm_cc, args)
     _, episodes = play(collm_cc, agents, args)
-    tokens, ends = zip(*map(critic.encode, episodes), strict=True)
+    tokens, ends = zip(*[critic.encode(e, len(e.rewards)) for e in episodes], strict=True)
     values = critic(tokens, ends, 3)
     for k, e in enumerate(episodes):
         assert len(ends[k]) == len(e.rewards) and ends[k][-1] == len(tokens[k]) - 1
@@ -513,7 +513,7 @@ def test_what_each_critic_reads():
 
     def read(script, reads, **changes):
         critic = script.Critic("models/tiny", reads, make_args(script, **changes), CPU, {})
-        tokens, ends = critic.encode(episode)
+        tokens, ends = critic.encode(episode, len(episode.rewards))
         pieces = [0] + [end + 1 for end in ends]
         return [critic.tokenizer.decode(tokens[a:b]) for a, b in itertools.pairwise(pieces)]
 
@@ -659,7 +659,7 @@ def reference_losses(script, episodes, agents, critics, args):
     for k, e in enumerate(episodes):
         turns = range(len(e.rewards))
         for c, critic in enumerate(critics):
-            tokens, ends = critic.encode(e)
+            tokens, ends = critic.encode(e, len(e.rewards))
             hidden = critic.model(torch.tensor([tokens])).last_hidden_state[0]
             v = [critic.head(hidden[end])[0] for end in ends]
             for t in turns:
@@ -770,7 +770,7 @@ def test_metrics_are_means_over_real_tokens_and_live_turns(script):
             if i in critic.reads:
                 errors, rest, returns = [], [], []
                 for e in episodes:
-                    tokens, ends = critic.encode(e)
+                    tokens, ends = critic.encode(e, len(e.rewards))
                     v = [*critic([tokens], [ends], len(ends))[:, 0].tolist(), 0.0]
                     errors += [r + args.gamma * v[t + 1] - v[t] for t, r in enumerate(e.rewards)]
                     turns = range(len(e.rewards))
@@ -824,7 +824,7 @@ def test_q_critic_advantage_is_q_and_its_target_bootstraps_q(monkeypatch):
     _, episodes = play(collm_cc, agents, args)
     live, losses = sum(len(e.rewards) for e in episodes), [0.0, 0.0, 0.0]
     for e in episodes:
-        tokens, ends = critic.encode(e)
+        tokens, ends = critic.encode(e, len(e.rewards))
         hidden = critic.model(torch.tensor([tokens])).last_hidden_state[0]
         q = [critic.head(hidden[end])[0] for end in ends]
         for t in range(len(q)):
@@ -978,7 +978,7 @@ def too_long(items, agents, critics=()):
     task = Words(len(agents), 2)
     task.train, task.eval = items[::2], items[1::2]
     with pytest.raises(envs.UserError) as error:
-        collm_cc.check_lengths(task, agents, [*agents, *critics], 16)
+        collm_cc.check_lengths(task, [*agents, *critics], len(agents), 16)
     return str(error.value)
 
 
@@ -999,7 +999,7 @@ def test_a_row_that_is_too_long_is_named_at_the_start(place):
     items[place]["text"] = "word " * 40
     needed = len(agents[1].chat.frame(Words().observe(items[place])[1], [])) + 32
     config.max_position_embeddings = needed
-    collm_cc.check_lengths(Words(2, 2), agents, agents, 16)
+    collm_cc.check_lengths(Words(2, 2), agents, 2, 16)
     config.max_position_embeddings = needed - 1
     assert f"agent 1 (models/tiny) reads {needed - 1}" in too_long(items, agents)
 
@@ -1015,20 +1015,32 @@ def test_a_row_that_the_joint_critic_can_not_read_is_named():
     assert said.startswith("rows.jsonl:7: ") and "critic of agents [0, 1] reads 150" in said
 
 
-def test_histories_beyond_a_window_or_a_critic_are_refused(tmp_path):
-    """A window would let go of what is trained on; the critic says which row it can not read."""
+def test_histories_beyond_a_window_are_refused(tmp_path):
+    """A window would let go of what is trained on."""
     config = AutoConfig.from_pretrained("models/tiny")
     config = MistralConfig(**SHAPE, vocab_size=config.vocab_size, sliding_window=64)
     MistralForCausalLM(config).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained("models/tiny").save_pretrained(tmp_path)
     args = make_args(collm_cc)
-    agents, (critic,) = make_team(collm_cc, args, model=str(tmp_path))
+    agents, _ = make_team(collm_cc, args, model=str(tmp_path))
     items = [{"text": "word " * 40, "place": "rows.jsonl:1"}]
     assert too_long(items, agents).endswith(f"agent 0 ({tmp_path}) reads 64")
-    told = [["word " * 40] * 2] * 2
-    episode = collm_cc.Episode(0, items[0], [], [], [], told, told, [0.0], [])
-    with pytest.raises(envs.UserError, match=r"rows.jsonl:1: critic of agents \[0, 1\]: .* longer"):
-        critic.encode(episode)
+
+
+def test_an_episode_ends_where_a_critic_has_no_room():
+    """Agents read 4096 tokens, the critic of both 150: the second turn of longer ones is not played."""
+    args = make_args(collm_cc, success=6.0)
+    agents, critics = make_team(collm_cc, args)
+    critics[0].model.config.max_position_embeddings = 150
+    task = Words(2, 2)
+    episodes = collm_cc.start_episodes(task.train, 2)
+    collm_cc.rollout(task, episodes, agents, args, "rollout", 0, critics)
+    assert {e.too_long for e in episodes} == {False, True}
+    for e in episodes:
+        assert len(e.rewards) == (1 if e.too_long else 2)
+        assert len(critics[0].encode(e, len(e.rewards))[0]) <= 150
+    metrics = run_update(collm_cc, episodes, agents, critics, args, num_turns=2)
+    assert all(np.isfinite(metrics["losses/value_loss"]))
 
 
 # ----------------------------------------------------------------------- what is checked at a start
