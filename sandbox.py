@@ -1265,6 +1265,8 @@ class Sandbox:
         self.fault = ""  # why a call of this test had no answer
         self.broken = ""  # why no further call can have one
         self.got = []  # the last answer, if there was one
+        self.answered = False  # whether a call of this test had one
+        self.raised = set()  # names of the classes of exceptions that its calls raised
         self.changes = []  # (argument, what a call made of it)
         return self
 
@@ -1335,7 +1337,7 @@ class Sandbox:
             self.fault = self.broken
             raise SandboxFailure(self.fault)
         value = self.ask(args, kwargs)
-        self.got = [value]
+        self.got, self.answered = [value], True
         return value
 
     def ask(self, args, kwargs):
@@ -1352,6 +1354,7 @@ class Sandbox:
                 self.broken = self.fault
             raise SandboxFailure(self.fault) from None
         if kind and issubclass(kind, Exception):
+            self.raised |= {cls.__name__ for cls in kind.__mro__}
             raise kind(value)
         if kind:  # an exit, or a value that can not pass: the program is there for the next test
             name = "" if kind is SandboxFailure else f"{kind.__name__}: "
@@ -1424,7 +1427,9 @@ class Step(NamedTuple):
     reads: set  # names of the tests' space
     stores: set
     makes: set  # that it stores, or changes with the candidate's help: gone if it fails
-    source: str  # if it is a test, else ""
+    source: str  # if it is within `check` and asserts, else ""
+    is_test: bool
+    expects: set  # names of the exceptions that it, or a function of the tests, waits for
 
 
 class Plan(NamedTuple):
@@ -1480,6 +1485,18 @@ def asserts(node, asserting):
     return any(is_assertion(part, asserting) for part in ast.walk(node))
 
 
+def exceptions_expected(nodes, asserting):
+    """Names of the exceptions that `except` clauses and assertions such as `raises` wait for. A
+    clause for all exceptions waits for none: a failed assert is one too."""
+    names = set()
+    for node in itertools.chain.from_iterable(map(ast.walk, nodes)):
+        if isinstance(node, ast.ExceptHandler) and node.type:
+            names |= names_read(node.type) - {"Exception", "BaseException"}
+        elif isinstance(node, ast.Call) and is_assertion(node, asserting):
+            names |= names_read(node)
+    return names
+
+
 class Reach:
     """Which statements reach the candidate: by its name, or by what was made from it."""
 
@@ -1504,7 +1521,9 @@ class Reach:
         if inner:
             head = [node for node in ast.iter_child_nodes(statement) if node not in inner]
         reads = set().union(*map(names_read, head))
-        if isinstance(statement, ast.Try):  # whether its handlers run hangs on its body
+        asserting_head = any(asserts(node, self.asserting) for node in head)
+        raises = isinstance(statement, ast.With) and asserting_head
+        if isinstance(statement, ast.Try) or raises:  # what it does then hangs on its body
             reads |= names_read(statement)
         decided = decided or bool(reads & self.names)
         alone = isinstance(statement, ast.Expr)
@@ -1512,7 +1531,7 @@ class Reach:
         if isinstance(statement, ast.ExceptHandler) and decided and statement.name:
             made.add(statement.name)
         self.names |= made
-        test = decided and any(asserts(node, self.asserting) for node in head)
+        test = decided and asserting_head
         for node in inner:
             more, holds = self.follow(node, decided)
             made, test = made | more, test or holds
@@ -1574,8 +1593,10 @@ def plan(prompt, entry, test):
         reads, stores = names_in(code, simple=frozenset([entry, candidate]))
         made, test = reach.follow(node)
         reach.names -= stores - made  # made anew, of something else
+        source = ast.unparse(node) if inside and asserts(node, reach.asserting) else ""
+        expects = exceptions_expected([node, *functions], reach.asserting)
         return Step(
-            code, reads, stores, stores | made, ast.unparse(node) if test and inside else ""
+            code, reads, stores, stores | made, source, is_test=test and inside, expects=expects
         )
 
     around = [step(node, inside=False) for node in around]
@@ -1584,11 +1605,11 @@ def plan(prompt, entry, test):
 
 def tests_of(prompt, entry, test):
     """Sources of the tests of a problem; ValueError or SyntaxError."""
-    return [step.source for step in plan(prompt, entry, test).check if step.source]
+    return [step.source for step in plan(prompt, entry, test).check if step.is_test]
 
 
 def without_broken_tests(prompt, entry, test):
-    """(`test` without the tests that are broken in themselves, [(source, name)] of those).
+    """(`test` without the asserts that are broken in themselves, [(source, name)] of those).
 
     Broken is what reads a name that neither prompt nor test defines, by itself or through a
     statement before it."""
@@ -1626,6 +1647,7 @@ class Tests:
         self.dice = random.Random(0)
         self.dice.Random = random.Random
         self.builtins = {**vars(builtins), "__import__": self.load_module}
+        self.made_of_answers = set()  # names in the tests' space
 
     def load_module(self, name, *rest):
         return self.dice if name == "random" else __import__(name, *rest)
@@ -1634,6 +1656,7 @@ class Tests:
         """Why a step failed, in one line; "" if it did not."""
         sandbox = self.sandbox
         sandbox.fault, sandbox.got = "", []
+        sandbox.answered, sandbox.raised = False, set()
         try:
             sandbox.settle()
             exec(step.code, space)
@@ -1642,7 +1665,15 @@ class Tests:
         except BaseException as error:
             for name in step.makes:
                 space.pop(name, None)  # so that no later test takes an older value for this one's
+            self.made_of_answers -= step.makes
             return sandbox.fault or self.reason(error)
+        answered = sandbox.answered or sandbox.raised & step.expects
+        if answered or step.reads & self.made_of_answers:
+            self.made_of_answers |= step.makes
+        else:
+            self.made_of_answers -= step.stores
+            if step.is_test:
+                return sandbox.fault or "the candidate was not called, or gave no answer"
         return sandbox.fault  # even if the test caught it
 
     def reason(self, error):
@@ -1667,8 +1698,9 @@ def run_tests(problem, aux, main, call_seconds=math.inf, seconds=10.0):
     A test is a top-level statement of `check` that asserts something and reaches the candidate:
     by its name, the entry point's, or a variable or function made from them. All others are
     set-up. Statements run here, on the trusted side, in order; only calls of the candidate go to
-    the worker and only plain values come back. The program has `seconds`, a call at most
-    `call_seconds` and nine tenths of what is left.
+    the worker and only plain values come back. No test passes without an answer of the candidate,
+    or an exception that the test names. The program has `seconds`, a call at most `call_seconds`
+    and nine tenths of what is left.
     Returns `passed` and `total` tests, `failures` [(source, error)], the first `error` ("": none),
     `seconds`, `sandbox_error` (the sandbox itself failed). ValueError or SyntaxError for a
     malformed problem, nothing for any program.
@@ -1685,11 +1717,11 @@ def run_tests(problem, aux, main, call_seconds=math.inf, seconds=10.0):
             tests.failure(step, space)
         # a copy: names of `check` are not names of the helpers around it
         space = {**space, candidate: sandbox}
-        results = [(step.source, tests.failure(step, space)) for step in check]
+        results = [(step, tests.failure(step, space)) for step in check]
     finally:
         sandbox.stop()
         Sandbox.pool.put(sandbox)
-    results = [(source, error) for source, error in results if source]
+    results = [(step.source, error) for step, error in results if step.is_test]
     failures = [(source, error) for source, error in results if error]
     return {
         "passed": len(results) - len(failures),
