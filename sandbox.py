@@ -61,10 +61,14 @@ def parses(code):
     return syntax_tree(code)[0] is not None
 
 
+def functions_of(tree):
+    """The functions at the top level of a tree (or of None)."""
+    return [node for node in (tree.body if tree else []) if isinstance(node, ast.FunctionDef)]
+
+
 def definitions(tree, name):
     """All definitions of the function `name` at the top level of a tree (or of None)."""
-    body = tree.body if tree else []
-    return [node for node in body if isinstance(node, ast.FunctionDef) and node.name == name]
+    return [node for node in functions_of(tree) if node.name == name]
 
 
 BLANK = r"[^\S\n]"  # white space within a line
@@ -167,10 +171,13 @@ NESTING = frozenset(["markdown", "md"])
 FENCE_LEAD = r"[ \t]*(?:(?:>|[-*+•]|\d+[.)])[ \t]*)*"  # indentation, quotes and list marks
 FENCE = re.compile(rf"^(?P<lead>{FENCE_LEAD})(?P<mark>`{{3,}}|~{{3,}})[ \t]*(?P<label>[^`\n]*)$")
 ONE_LINE_FENCE = re.compile(r"```([^`\n]+)```")
-LABEL = re.compile(r"(?:python3?|py)\b[ \t]*", re.I)
+LABEL = re.compile(r"(?:python3?|py)(?:\b|(?=(?:def|class|import|from)\b))[ \t]*", re.I)
 QUOTES_AS_FENCE = re.compile(
     r"^('''|\"\"\")(?:python3?|py)[ \t]*\n(.*?)^\1[ \t]*$", re.I | re.MULTILINE | re.DOTALL
 )
+BACKTICKS = re.compile(r"^`(?=(?:def|class|import|from|@))([^`]+)`[ \t]*$", re.MULTILINE)
+ODD_MARGIN = re.compile(r"^[ \t]*[\u00a0\u200b\ufeff][ \t\u00a0\u200b\ufeff]*", re.MULTILINE)
+PLAIN_SPACE = {0xA0: " ", 0x200B: "", 0xFEFF: ""}
 GLUED_FENCE = re.compile(r"```[ \t]*(?:python3?|py)?$", re.I)
 
 
@@ -194,8 +201,10 @@ def python_in(text, wanted=()):
     text = answer_of(text)
     blocks = split_blocks(text)
     if not any(block.fenced for block in blocks):
-        return unfenced_code(text)
-    pieces = [piece for block in blocks for piece in pieces_of(block)]
+        return without_cut_end(unfenced_code(text), wanted)
+    pieces = []
+    for block, before in zip(blocks, [None, *blocks]):
+        pieces += pieces_of(block, before, pieces, wanted)
     whole = "\n".join(block.text for block in blocks if block.fenced and is_python(block))
     if not all(is_complete(pieces, name) for name in wanted):
         tree, _ = syntax_tree(whole)  # a function in several blocks
@@ -211,7 +220,9 @@ def answer_of(text):
     text = text[start:]
     if begin := THOUGHT_BEGINS.search(text):  # it never ends: no answer follows
         text = text[: begin.start()]
-    text = SPECIAL_TOKEN.sub("", text).removeprefix("\ufeff")
+    text = SPECIAL_TOKEN.sub("", text)
+    text = ODD_MARGIN.sub(lambda margin: margin[0].translate(PLAIN_SPACE), text)
+    text = BACKTICKS.sub(r"\1", text)
     text = QUOTES_AS_FENCE.sub(r"```python\n\2```", text)
     if CODE_TAG.search(text):
         text = CODE_TAG.sub("```python\n", text)
@@ -332,12 +343,19 @@ def without_quote(line, lead):
 
 
 # ------------------------------------ blocks to take, or not ------------------------------------
+WARNING_LENGTH = 200  # characters: the search takes time quadratic in them
+WARNING = re.compile(
+    r"(?:^|[.!?]\s+)\W*(?:avoid|wrong|incorrect|bad|never|do not|don['’]t)\b[^.!?\n]*:\W*\Z",
+    re.I | re.MULTILINE,
+)
+
+
 class Piece(NamedTuple):
     """A block that may be part of the answer."""
 
     code: str
     tree: ast.Module | None  # None: it does not parse
-    rank: int  # 0: of a Python or unnamed fence; 1: without a fence; 2: of another language's
+    rank: int  # 0: of a Python or unnamed fence; 1: without a fence; 2: another language, a warning
 
 
 def is_python(block):
@@ -348,14 +366,26 @@ def is_complete(pieces, name):
     return any(name in names_defined(piece, complete=True) for piece in pieces)
 
 
-def pieces_of(block):
-    """The pieces in a block: one, or none."""
+def is_warned_of(before):
+    """Whether the text before a block ends with a sentence as "Avoid this:"."""
+    if before is None or before.fenced:
+        return False
+    return WARNING.search(before.text.rstrip()[-WARNING_LENGTH:]) is not None
+
+
+def pieces_of(block, before, earlier, wanted):
+    """The pieces in a block: one, or none. before: the block before it, or None; earlier: the
+    pieces before it."""
     if block.label in NESTING:
         return []
     if not block.fenced:
         code, rank = unfenced_code(block.text), 1
     else:
-        code, rank = fenced_code(block), 2 if block.label in OTHER_LANGUAGES else 0
+        other = block.label in OTHER_LANGUAGES or is_warned_of(before)
+        code, rank = fenced_code(block), 2 if other else 0
+    if block.fenced and not block.closed:
+        whole = "\n".join(piece.code for piece in earlier if piece.tree)
+        code = without_cut_end(code, wanted, whole)
     tree, _ = syntax_tree(code)
     if not code.strip() or (rank and not tree):
         return []
@@ -372,8 +402,6 @@ def fenced_code(block):
     tries = [text, shifted(text), session_code(text), without_drafts(shifted(text))]
     if not block.closed or not block.label:
         tries.append(unfenced_code(text))
-    if not block.closed:  # the text was cut off
-        tries.append("\n".join(itertools.chain.from_iterable(chunks(shifted(text))[:-1])))
     return next((code for code in tries if code is not None and parses(code)), shifted(text))
 
 
@@ -477,8 +505,7 @@ def names_defined(piece, complete):
 
 
 def functions_in(piece):
-    body = piece.tree.body if piece.tree else []
-    return {node.name for node in body if isinstance(node, ast.FunctionDef)}
+    return {node.name for node in functions_of(piece.tree)}
 
 
 def global_reads(piece):
@@ -505,6 +532,9 @@ BOLD = re.compile(r"\*\*[^*\n]+\*\*:?(?![\w({\[])")  # at the start of a line no
 TAG = re.compile(r"</?\w+>|(?:```|~~~).*|[-=_*]{3,}|`+")
 ASSIGNMENT = re.compile(r"[\w.]+(?:\[.*?\])?(?:\s*,\s*[\w.]+)*\s*(?::[^=]*)?[-+*/|&%@]?=(?!=)")
 SAME_LINE = re.compile(r"^[^\n:#'\"()]{1,60}:[ \t]+(?=(?:def|class)[ \t]+\w+)")
+MARKED_DEF = re.compile(r"^(?:\s*(?:[-*•]|\d+[.)])[ \t]+)(?=def[ \t]+\w+[ \t]*\(.*:[ \t]*$)")
+BOLD_DEF = re.compile(r"^\*\*((?:def|class)[ \t].*:)\*\*[ \t]*$")
+QUOTATION = re.compile(r"(?:[ \t]*>(?!>)[^\n]*\n|[ \t]*\n)+")
 INLINE_CODE = re.compile(r"^(\s*)(`{1,2})([^`]+)\2\s*$")
 
 
@@ -528,12 +558,15 @@ def is_prose(line):
 
 def unfenced_code(text):
     """Code of a text without fences: without its lines of prose, moved to the left margin."""
+    if QUOTATION.fullmatch(text + "\n"):
+        text = re.sub(r"^[ \t]*> ?", "", text, flags=re.MULTILINE)
     lines, quoted = [], False  # quoted: inside a string of several lines
     for line in text.split("\n"):
         if inline := INLINE_CODE.match(line):
             line = inline[1] + inline[3]
         if not quoted:
-            line = SAME_LINE.sub("", line)
+            line = BOLD_DEF.sub(r"\1", SAME_LINE.sub("", line))
+            line = MARKED_DEF.sub(lambda mark: " " * len(mark[0]), line)
         if quoted or not is_prose(line):
             lines.append(line)
             quoted ^= (line.count('"""') + line.count("'''")) % 2 == 1
@@ -591,6 +624,39 @@ def without_drafts(code):
     return "\n".join(kept)
 
 
+def without_cut_end(code, wanted, before=""):
+    """`code`, the end of a text, without its last statement if the text was cut off in that: it
+    does not parse, or is a function that the code before it ends with a `return` and it does not.
+    What only it defines stays, if wanted."""
+    *above, last = ["\n".join(chunk) for chunk in chunks(code)] or [""]
+    above = "\n".join(above)
+    name = "".join(re.findall(r"\A(?:@.*\n)*def\s+(\w+)", last))
+    tree, _ = syntax_tree(f"{before}\n{above}")
+    whole = definitions(tree, name)[-1:]
+    if parses(last):
+        again = definitions(syntax_tree(last)[0], name)
+        both = whole and again
+        cut = both and ends_with_value(whole[0].body) and not ends_with_value(again[-1].body)
+    else:
+        kept = functions_of(tree) and (whole or name not in wanted)
+        cut = kept and not last.startswith("return")
+    return above if cut else code
+
+
+def ends_with_value(body):
+    """Whether the statements of a function end with a `return` of a value, whatever happens."""
+    match body[-1]:
+        case ast.Return(value):
+            return value is not None
+        case ast.If(_, then, [_, *_] as otherwise):
+            return ends_with_value(then) and ends_with_value(otherwise)
+        case ast.With() | ast.Try() as block:
+            return ends_with_value(block.body)
+        case ast.While(ast.Constant()) | ast.Raise() | ast.Match():
+            return True
+    return False
+
+
 def without_idle(code):
     """`code` without top-level statements that do nothing, or only in a sentence's place: "Time:
     O(n)" is Python too."""
@@ -602,6 +668,10 @@ def without_idle(code):
     def is_idle(node):
         if isinstance(node, ast.AnnAssign):  # "Input: n = 4"
             return node.value is None or ast.unparse(node.target).istitle()
+        if isinstance(node, ast.Assign):  # "Sum = n(n+1)/2"
+            calls = [part.func for part in ast.walk(node.value) if isinstance(part, ast.Call)]
+            strange = any(isinstance(f, ast.Name) and f.id not in known for f in calls)
+            return strange and ast.unparse(node.targets[0]).istitle()
         if not isinstance(node, ast.Expr) or isinstance(node.value, ast.Constant):
             return False
         call = node.value

@@ -1,6 +1,7 @@
 # ruff: noqa: E501 (responses are data)
 """The coding task: golden rewards, code extraction, metrics, feedback, datasets and the generated family."""
 
+import ast
 import itertools
 import json
 import math
@@ -297,6 +298,29 @@ RESPONSES = {  # how chat models write an answer: (text, the code that a careful
     "a lambda as an alternative": (f"{FENCED}\nOr:\n```python\naux = lambda n: n\n```", HELPER),
     "session": ("```pycon\n>>> def aux(n):\n...     return half(n)\n...\n```", HELPER),
     "prose in a bare fence": (f"```\nHere is the code:\n\n{HELPER}\n```", HELPER),
+    "again, cut off": (f"{FENCED}\nAgain:\n```python\n{HELPER[:-8]}", HELPER),
+    "again, cut off, no fence": (f"{HELPER}\n\n{HELPER[:-8]}", HELPER),
+    "more, cut off, no fence": (f"{HELPER}\n\n\ndef other(n):\n    return (n", HELPER),
+    "usage, cut off, no fence": (f"{HELPER}\n\nfor n in 1, 2:\n    print(aux(n), [n,", HELPER),
+    "a better version, not cut off": (
+        f"{HELPER}\n\nBetter:\n\ndef aux(n):\n    if n:\n        return 1\n    else:\n        return 0",
+        f"{HELPER}\ndef aux(n):\n    if n:\n        return 1\n    else:\n        return 0",
+    ),
+    "language glued to the code": (f"```python{HELPER}\n```", HELPER),
+    "quoted without a fence": ("> " + HELPER.replace("\n", "\n> "), HELPER),
+    "one pair of backticks": (f"`{HELPER}`", HELPER),
+    "one pair of backticks in prose": (f"Here it is:\n\n`{HELPER}`\n\nDone.", HELPER),
+    "in a bullet without a fence": ("- " + HELPER.replace("\n", "\n  "), HELPER),
+    "a bold first line": (f"**{HELPER}".replace(":", ":**"), HELPER),
+    "a mark of byte order": (f"```python\n\ufeff{HELPER}\n```", HELPER),
+    "a space without width": (f"Code:\n\u200b{HELPER}", HELPER),
+    "margins of hard spaces": (HELPER.replace("    ", "\u00a0" * 4), HELPER),
+    "a formula in prose": (f"{HELPER}\n\nSum = n(n+1)/2", HELPER),
+    "a warning": (f"{FENCED}\nAvoid this:\n```python\ndef aux(n):\n    return 7\n```", HELPER),
+    "not a warning": (
+        f"```python\ndef aux(n):\n    return 7\n```\nThat is wrong. Fixed:\n{FENCED}",
+        HELPER,
+    ),
     "no code": ("I can not do that.", ""),
 }
 
@@ -318,6 +342,32 @@ def test_code_of_a_response(task, name):
             "test": "def check(candidate):\n    assert candidate(1) in (0, 1)",
         }
         assert task.score(item, ["", text])[0] == pytest.approx(0.6 + 0.5 + 1.0), main
+
+
+LOOP = "def f(n):\n    total = 0\n    for x in aux(n):\n        total += x\n    return total"
+MORE = 'def g(n):\n    """More."""\n    return [\n        f(n),\n        (n, {n: f}),\n    ]'
+FORMS = {
+    "fence": "```python\n{}\n\n{}",
+    "fences": "```python\n{}\n```\nAnd:\n```python\n{}",
+    "no fence": "{}\n\n{}",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("more", [LOOP, MORE, "for n in (1, 2):\n    print(f(n), [n,\n    n])"])
+def test_an_answer_may_be_followed_by_what_is_cut_off_anywhere(form, more):
+    for cut in range(1, len(more)):
+        code = sandbox.python_in(FORMS[form].format(LOOP, more[:cut]), ("f",))
+        assert sandbox.parses(code), (cut, code)
+        functions = sandbox.definitions(sandbox.syntax_tree(code)[0], "f")
+        if "return t" not in more[:cut]:  # which is no less complete
+            assert "return total" in ast.unparse(functions[-1]), (cut, code)
+
+
+def test_a_wanted_function_that_is_cut_off_stays(task):
+    text = "def g(n):\n    return 1\n\n\ndef f(n):\n    return (aux(n)"
+    for main in text, f"```python\n{text}":
+        assert task.score(ITEM, [AUX, main])[0] == pytest.approx(1.0)
 
 
 def test_broken_code_stays_broken(task):
