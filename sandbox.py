@@ -61,10 +61,14 @@ def parses(code):
     return syntax_tree(code)[0] is not None
 
 
+def functions_of(tree):
+    """The functions at the top level of a tree (or of None)."""
+    return [node for node in (tree.body if tree else []) if isinstance(node, ast.FunctionDef)]
+
+
 def definitions(tree, name):
     """All definitions of the function `name` at the top level of a tree (or of None)."""
-    body = tree.body if tree else []
-    return [node for node in body if isinstance(node, ast.FunctionDef) and node.name == name]
+    return [node for node in functions_of(tree) if node.name == name]
 
 
 BLANK = r"[^\S\n]"  # white space within a line
@@ -167,10 +171,13 @@ NESTING = frozenset(["markdown", "md"])
 FENCE_LEAD = r"[ \t]*(?:(?:>|[-*+•]|\d+[.)])[ \t]*)*"  # indentation, quotes and list marks
 FENCE = re.compile(rf"^(?P<lead>{FENCE_LEAD})(?P<mark>`{{3,}}|~{{3,}})[ \t]*(?P<label>[^`\n]*)$")
 ONE_LINE_FENCE = re.compile(r"```([^`\n]+)```")
-LABEL = re.compile(r"(?:python3?|py)\b[ \t]*", re.I)
+LABEL = re.compile(r"(?:python3?|py)(?:\b|(?=(?:def|class|import|from)\b))[ \t]*", re.I)
 QUOTES_AS_FENCE = re.compile(
     r"^('''|\"\"\")(?:python3?|py)[ \t]*\n(.*?)^\1[ \t]*$", re.I | re.MULTILINE | re.DOTALL
 )
+BACKTICKS = re.compile(r"^`(?=(?:def|class|import|from|@))([^`]+)`[ \t]*$", re.MULTILINE)
+ODD_MARGIN = re.compile(r"^[ \t]*[\u00a0\u200b\ufeff][ \t\u00a0\u200b\ufeff]*", re.MULTILINE)
+PLAIN_SPACE = {0xA0: " ", 0x200B: "", 0xFEFF: ""}
 GLUED_FENCE = re.compile(r"```[ \t]*(?:python3?|py)?$", re.I)
 
 
@@ -194,8 +201,10 @@ def python_in(text, wanted=()):
     text = answer_of(text)
     blocks = split_blocks(text)
     if not any(block.fenced for block in blocks):
-        return unfenced_code(text)
-    pieces = [piece for block in blocks for piece in pieces_of(block)]
+        return without_cut_end(unfenced_code(text), wanted)
+    pieces = []
+    for block, before in zip(blocks, [None, *blocks]):
+        pieces += pieces_of(block, before, pieces, wanted)
     whole = "\n".join(block.text for block in blocks if block.fenced and is_python(block))
     if not all(is_complete(pieces, name) for name in wanted):
         tree, _ = syntax_tree(whole)  # a function in several blocks
@@ -211,7 +220,9 @@ def answer_of(text):
     text = text[start:]
     if begin := THOUGHT_BEGINS.search(text):  # it never ends: no answer follows
         text = text[: begin.start()]
-    text = SPECIAL_TOKEN.sub("", text).removeprefix("\ufeff")
+    text = SPECIAL_TOKEN.sub("", text)
+    text = ODD_MARGIN.sub(lambda margin: margin[0].translate(PLAIN_SPACE), text)
+    text = BACKTICKS.sub(r"\1", text)
     text = QUOTES_AS_FENCE.sub(r"```python\n\2```", text)
     if CODE_TAG.search(text):
         text = CODE_TAG.sub("```python\n", text)
@@ -332,12 +343,19 @@ def without_quote(line, lead):
 
 
 # ------------------------------------ blocks to take, or not ------------------------------------
+WARNING_LENGTH = 200  # characters: the search takes time quadratic in them
+WARNING = re.compile(
+    r"(?:^|[.!?]\s+)\W*(?:avoid|wrong|incorrect|bad|never|do not|don['’]t)\b[^.!?\n]*:\W*\Z",
+    re.I | re.MULTILINE,
+)
+
+
 class Piece(NamedTuple):
     """A block that may be part of the answer."""
 
     code: str
     tree: ast.Module | None  # None: it does not parse
-    rank: int  # 0: of a Python or unnamed fence; 1: without a fence; 2: of another language's
+    rank: int  # 0: of a Python or unnamed fence; 1: without a fence; 2: another language, a warning
 
 
 def is_python(block):
@@ -348,14 +366,26 @@ def is_complete(pieces, name):
     return any(name in names_defined(piece, complete=True) for piece in pieces)
 
 
-def pieces_of(block):
-    """The pieces in a block: one, or none."""
+def is_warned_of(before):
+    """Whether the text before a block ends with a sentence as "Avoid this:"."""
+    if before is None or before.fenced:
+        return False
+    return WARNING.search(before.text.rstrip()[-WARNING_LENGTH:]) is not None
+
+
+def pieces_of(block, before, earlier, wanted):
+    """The pieces in a block: one, or none. before: the block before it, or None; earlier: the
+    pieces before it."""
     if block.label in NESTING:
         return []
     if not block.fenced:
         code, rank = unfenced_code(block.text), 1
     else:
-        code, rank = fenced_code(block), 2 if block.label in OTHER_LANGUAGES else 0
+        other = block.label in OTHER_LANGUAGES or is_warned_of(before)
+        code, rank = fenced_code(block), 2 if other else 0
+    if block.fenced and not block.closed:
+        whole = "\n".join(piece.code for piece in earlier if piece.tree)
+        code = without_cut_end(code, wanted, whole)
     tree, _ = syntax_tree(code)
     if not code.strip() or (rank and not tree):
         return []
@@ -372,8 +402,6 @@ def fenced_code(block):
     tries = [text, shifted(text), session_code(text), without_drafts(shifted(text))]
     if not block.closed or not block.label:
         tries.append(unfenced_code(text))
-    if not block.closed:  # the text was cut off
-        tries.append("\n".join(itertools.chain.from_iterable(chunks(shifted(text))[:-1])))
     return next((code for code in tries if code is not None and parses(code)), shifted(text))
 
 
@@ -477,8 +505,7 @@ def names_defined(piece, complete):
 
 
 def functions_in(piece):
-    body = piece.tree.body if piece.tree else []
-    return {node.name for node in body if isinstance(node, ast.FunctionDef)}
+    return {node.name for node in functions_of(piece.tree)}
 
 
 def global_reads(piece):
@@ -505,6 +532,9 @@ BOLD = re.compile(r"\*\*[^*\n]+\*\*:?(?![\w({\[])")  # at the start of a line no
 TAG = re.compile(r"</?\w+>|(?:```|~~~).*|[-=_*]{3,}|`+")
 ASSIGNMENT = re.compile(r"[\w.]+(?:\[.*?\])?(?:\s*,\s*[\w.]+)*\s*(?::[^=]*)?[-+*/|&%@]?=(?!=)")
 SAME_LINE = re.compile(r"^[^\n:#'\"()]{1,60}:[ \t]+(?=(?:def|class)[ \t]+\w+)")
+MARKED_DEF = re.compile(r"^(?:\s*(?:[-*•]|\d+[.)])[ \t]+)(?=def[ \t]+\w+[ \t]*\(.*:[ \t]*$)")
+BOLD_DEF = re.compile(r"^\*\*((?:def|class)[ \t].*:)\*\*[ \t]*$")
+QUOTATION = re.compile(r"(?:[ \t]*>(?!>)[^\n]*\n|[ \t]*\n)+")
 INLINE_CODE = re.compile(r"^(\s*)(`{1,2})([^`]+)\2\s*$")
 
 
@@ -528,12 +558,15 @@ def is_prose(line):
 
 def unfenced_code(text):
     """Code of a text without fences: without its lines of prose, moved to the left margin."""
+    if QUOTATION.fullmatch(text + "\n"):
+        text = re.sub(r"^[ \t]*> ?", "", text, flags=re.MULTILINE)
     lines, quoted = [], False  # quoted: inside a string of several lines
     for line in text.split("\n"):
         if inline := INLINE_CODE.match(line):
             line = inline[1] + inline[3]
         if not quoted:
-            line = SAME_LINE.sub("", line)
+            line = BOLD_DEF.sub(r"\1", SAME_LINE.sub("", line))
+            line = MARKED_DEF.sub(lambda mark: " " * len(mark[0]), line)
         if quoted or not is_prose(line):
             lines.append(line)
             quoted ^= (line.count('"""') + line.count("'''")) % 2 == 1
@@ -591,6 +624,39 @@ def without_drafts(code):
     return "\n".join(kept)
 
 
+def without_cut_end(code, wanted, before=""):
+    """`code`, the end of a text, without its last statement if the text was cut off in that: it
+    does not parse, or is a function that the code before it ends with a `return` and it does not.
+    What only it defines stays, if wanted."""
+    *above, last = ["\n".join(chunk) for chunk in chunks(code)] or [""]
+    above = "\n".join(above)
+    name = "".join(re.findall(r"\A(?:@.*\n)*def\s+(\w+)", last))
+    tree, _ = syntax_tree(f"{before}\n{above}")
+    whole = definitions(tree, name)[-1:]
+    if parses(last):
+        again = definitions(syntax_tree(last)[0], name)
+        both = whole and again
+        cut = both and ends_with_value(whole[0].body) and not ends_with_value(again[-1].body)
+    else:
+        kept = functions_of(tree) and (whole or name not in wanted)
+        cut = kept and not last.startswith("return")
+    return above if cut else code
+
+
+def ends_with_value(body):
+    """Whether the statements of a function end with a `return` of a value, whatever happens."""
+    match body[-1]:
+        case ast.Return(value):
+            return value is not None
+        case ast.If(_, then, [_, *_] as otherwise):
+            return ends_with_value(then) and ends_with_value(otherwise)
+        case ast.With() | ast.Try() as block:
+            return ends_with_value(block.body)
+        case ast.While(ast.Constant()) | ast.Raise() | ast.Match():
+            return True
+    return False
+
+
 def without_idle(code):
     """`code` without top-level statements that do nothing, or only in a sentence's place: "Time:
     O(n)" is Python too."""
@@ -602,6 +668,10 @@ def without_idle(code):
     def is_idle(node):
         if isinstance(node, ast.AnnAssign):  # "Input: n = 4"
             return node.value is None or ast.unparse(node.target).istitle()
+        if isinstance(node, ast.Assign):  # "Sum = n(n+1)/2"
+            calls = [part.func for part in ast.walk(node.value) if isinstance(part, ast.Call)]
+            strange = any(isinstance(f, ast.Name) and f.id not in known for f in calls)
+            return strange and ast.unparse(node.targets[0]).istitle()
         if not isinstance(node, ast.Expr) or isinstance(node.value, ast.Constant):
             return False
         call = node.value
@@ -1265,6 +1335,8 @@ class Sandbox:
         self.fault = ""  # why a call of this test had no answer
         self.broken = ""  # why no further call can have one
         self.got = []  # the last answer, if there was one
+        self.answered = False  # whether a call of this test had one
+        self.raised = set()  # names of the classes of exceptions that its calls raised
         self.changes = []  # (argument, what a call made of it)
         return self
 
@@ -1335,7 +1407,7 @@ class Sandbox:
             self.fault = self.broken
             raise SandboxFailure(self.fault)
         value = self.ask(args, kwargs)
-        self.got = [value]
+        self.got, self.answered = [value], True
         return value
 
     def ask(self, args, kwargs):
@@ -1352,6 +1424,7 @@ class Sandbox:
                 self.broken = self.fault
             raise SandboxFailure(self.fault) from None
         if kind and issubclass(kind, Exception):
+            self.raised |= {cls.__name__ for cls in kind.__mro__}
             raise kind(value)
         if kind:  # an exit, or a value that can not pass: the program is there for the next test
             name = "" if kind is SandboxFailure else f"{kind.__name__}: "
@@ -1424,7 +1497,9 @@ class Step(NamedTuple):
     reads: set  # names of the tests' space
     stores: set
     makes: set  # that it stores, or changes with the candidate's help: gone if it fails
-    source: str  # if it is a test, else ""
+    source: str  # if it is within `check` and asserts, else ""
+    is_test: bool
+    expects: set  # names of the exceptions that it, or a function of the tests, waits for
 
 
 class Plan(NamedTuple):
@@ -1480,6 +1555,18 @@ def asserts(node, asserting):
     return any(is_assertion(part, asserting) for part in ast.walk(node))
 
 
+def exceptions_expected(nodes, asserting):
+    """Names of the exceptions that `except` clauses and assertions such as `raises` wait for. A
+    clause for all exceptions waits for none: a failed assert is one too."""
+    names = set()
+    for node in itertools.chain.from_iterable(map(ast.walk, nodes)):
+        if isinstance(node, ast.ExceptHandler) and node.type:
+            names |= names_read(node.type) - {"Exception", "BaseException"}
+        elif isinstance(node, ast.Call) and is_assertion(node, asserting):
+            names |= names_read(node)
+    return names
+
+
 class Reach:
     """Which statements reach the candidate: by its name, or by what was made from it."""
 
@@ -1504,7 +1591,9 @@ class Reach:
         if inner:
             head = [node for node in ast.iter_child_nodes(statement) if node not in inner]
         reads = set().union(*map(names_read, head))
-        if isinstance(statement, ast.Try):  # whether its handlers run hangs on its body
+        asserting_head = any(asserts(node, self.asserting) for node in head)
+        raises = isinstance(statement, ast.With) and asserting_head
+        if isinstance(statement, ast.Try) or raises:  # what it does then hangs on its body
             reads |= names_read(statement)
         decided = decided or bool(reads & self.names)
         alone = isinstance(statement, ast.Expr)
@@ -1512,7 +1601,7 @@ class Reach:
         if isinstance(statement, ast.ExceptHandler) and decided and statement.name:
             made.add(statement.name)
         self.names |= made
-        test = decided and any(asserts(node, self.asserting) for node in head)
+        test = decided and asserting_head
         for node in inner:
             more, holds = self.follow(node, decided)
             made, test = made | more, test or holds
@@ -1574,8 +1663,10 @@ def plan(prompt, entry, test):
         reads, stores = names_in(code, simple=frozenset([entry, candidate]))
         made, test = reach.follow(node)
         reach.names -= stores - made  # made anew, of something else
+        source = ast.unparse(node) if inside and asserts(node, reach.asserting) else ""
+        expects = exceptions_expected([node, *functions], reach.asserting)
         return Step(
-            code, reads, stores, stores | made, ast.unparse(node) if test and inside else ""
+            code, reads, stores, stores | made, source, is_test=test and inside, expects=expects
         )
 
     around = [step(node, inside=False) for node in around]
@@ -1584,11 +1675,11 @@ def plan(prompt, entry, test):
 
 def tests_of(prompt, entry, test):
     """Sources of the tests of a problem; ValueError or SyntaxError."""
-    return [step.source for step in plan(prompt, entry, test).check if step.source]
+    return [step.source for step in plan(prompt, entry, test).check if step.is_test]
 
 
 def without_broken_tests(prompt, entry, test):
-    """(`test` without the tests that are broken in themselves, [(source, name)] of those).
+    """(`test` without the asserts that are broken in themselves, [(source, name)] of those).
 
     Broken is what reads a name that neither prompt nor test defines, by itself or through a
     statement before it."""
@@ -1626,6 +1717,7 @@ class Tests:
         self.dice = random.Random(0)
         self.dice.Random = random.Random
         self.builtins = {**vars(builtins), "__import__": self.load_module}
+        self.made_of_answers = set()  # names in the tests' space
 
     def load_module(self, name, *rest):
         return self.dice if name == "random" else __import__(name, *rest)
@@ -1634,6 +1726,7 @@ class Tests:
         """Why a step failed, in one line; "" if it did not."""
         sandbox = self.sandbox
         sandbox.fault, sandbox.got = "", []
+        sandbox.answered, sandbox.raised = False, set()
         try:
             sandbox.settle()
             exec(step.code, space)
@@ -1642,7 +1735,15 @@ class Tests:
         except BaseException as error:
             for name in step.makes:
                 space.pop(name, None)  # so that no later test takes an older value for this one's
+            self.made_of_answers -= step.makes
             return sandbox.fault or self.reason(error)
+        answered = sandbox.answered or sandbox.raised & step.expects
+        if answered or step.reads & self.made_of_answers:
+            self.made_of_answers |= step.makes
+        else:
+            self.made_of_answers -= step.stores
+            if step.is_test:
+                return sandbox.fault or "the candidate was not called, or gave no answer"
         return sandbox.fault  # even if the test caught it
 
     def reason(self, error):
@@ -1667,8 +1768,9 @@ def run_tests(problem, aux, main, call_seconds=math.inf, seconds=10.0):
     A test is a top-level statement of `check` that asserts something and reaches the candidate:
     by its name, the entry point's, or a variable or function made from them. All others are
     set-up. Statements run here, on the trusted side, in order; only calls of the candidate go to
-    the worker and only plain values come back. The program has `seconds`, a call at most
-    `call_seconds` and nine tenths of what is left.
+    the worker and only plain values come back. No test passes without an answer of the candidate,
+    or an exception that the test names. The program has `seconds`, a call at most `call_seconds`
+    and nine tenths of what is left.
     Returns `passed` and `total` tests, `failures` [(source, error)], the first `error` ("": none),
     `seconds`, `sandbox_error` (the sandbox itself failed). ValueError or SyntaxError for a
     malformed problem, nothing for any program.
@@ -1685,11 +1787,11 @@ def run_tests(problem, aux, main, call_seconds=math.inf, seconds=10.0):
             tests.failure(step, space)
         # a copy: names of `check` are not names of the helpers around it
         space = {**space, candidate: sandbox}
-        results = [(step.source, tests.failure(step, space)) for step in check]
+        results = [(step, tests.failure(step, space)) for step in check]
     finally:
         sandbox.stop()
         Sandbox.pool.put(sandbox)
-    results = [(source, error) for source, error in results if source]
+    results = [(step.source, error) for step, error in results if step.is_test]
     failures = [(source, error) for source, error in results if error]
     return {
         "passed": len(results) - len(failures),

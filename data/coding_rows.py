@@ -1,12 +1,49 @@
-"""Rows of coding problems as MBPP and EvalPlus publish them, in the fields of HumanEval."""
+"""Rows of coding problems as HumanEval, MBPP and EvalPlus publish them, in HumanEval's fields."""
 
 import ast
 import itertools
+import keyword
 
 import sandbox
-from data.rows import UserError
+from data.rows import UserError, rows_within
 
 
+def coding_item(row):
+    """The item of a row; if parts of its tests are left out, `left_out` says which, and why."""
+    fields = {field for field, value in row.items() if value is not None}
+    has_test = "test" in fields
+    left_out = []
+    if fields & {"test_list", "assertion"} or ("text" in fields and not has_test):
+        if "plus_input" in fields and not has_test:
+            left_out = ["plus_input: without the types of its tuples and sets it is no test"]
+        row = mbpp_row(row)
+    elif "base_input" in fields and not has_test:
+        row = evalplus_row(row)
+    item = {field: text_of(row, field) for field in ("prompt", "entry_point", "test")}
+    check_item(item)
+    problem = item["prompt"], item["entry_point"], item["test"]
+    if not sandbox.tests_of(*problem):
+        raise UserError("field 'test' has no assert that reaches the candidate")
+    item["test"], broken = sandbox.without_broken_tests(*problem)
+    left_out += [f"no '{name}' is defined: {' '.join(test.split())[:100]}" for test, name in broken]
+    return {**item, "left_out": left_out} if left_out else item
+
+
+def check_item(item):
+    """UserError that names the field of an item that can not be right."""
+    name = item["entry_point"]
+    if not name.isidentifier() or name == "aux" or keyword.iskeyword(name):
+        said = f"must be a function's name other than aux, not {name[:40]!r}"
+        raise UserError(f"field 'entry_point' {said}")
+    tree, error = sandbox.syntax_tree(item["test"])
+    if error or not any(node.args.args for node in sandbox.definitions(tree, "check")[-1:]):
+        said = "must be Python that defines check(candidate)"
+        raise UserError(f"field 'test' {said}{error and ': ' + error}")
+    if error := sandbox.syntax_tree(sandbox.head_of(item["prompt"], name))[1]:
+        raise UserError(f"field 'prompt' must be Python before the stub: {error}")
+
+
+# ---------------------------------------- fields
 def text_of(row, *fields):
     """The text of the first of `fields` that a row has; UserError."""
     for field in fields:
@@ -16,7 +53,8 @@ def text_of(row, *fields):
                 raise UserError(f"field '{field}' must be a string, not {kind}")
             return row[field].replace("\r\n", "\n")
     needed = "prompt, entry_point, test (as HumanEval) or text, code, test_list (as MBPP)"
-    raise UserError(f"field '{fields[0]}' is missing; a coding row needs {needed}")
+    hint = rows_within(row)
+    raise UserError(f"field '{fields[0]}' is missing; a coding row needs {needed}{hint}")
 
 
 def tree_of(source, field):
@@ -26,23 +64,41 @@ def tree_of(source, field):
     return tree
 
 
+def body_of(row, *fields):
+    """The statements of the first of `fields` that holds Python, as a text or a list of texts."""
+    for field in fields:
+        value = "" if row.get(field) is None else row[field]
+        parts = value if isinstance(value, list) else [value]
+        if not all(isinstance(part, str) for part in parts):
+            raise UserError(f"field '{field}' must be a string or a list of strings")
+        if body := tree_of("\n".join(parts).replace("\r\n", "\n"), field).body:
+            return body
+    return []
+
+
+def inputs_of(row, field):
+    """The inputs in a field of EvalPlus: for each call the list of its arguments."""
+    inputs = [] if row.get(field) is None else row[field]
+    if not isinstance(inputs, list) or not all(isinstance(each, list) for each in inputs):
+        raise UserError(f"field '{field}' must be a list of lists of arguments")
+    return inputs
+
+
+# ---------------------------------------- MBPP
 def mbpp_row(row):
     """A row of MBPP (`text` or `prompt`, `code`, `test_list`, `test_setup_code` or `test_imports`),
     or of EvalPlus' MBPP+ (a `test` that runs at once, or `assertion`), in HumanEval's fields."""
     task = text_of(row, "text", "prompt")
     code = tree_of(text_of(row, "code", "canonical_solution"), "code")
-    tests = row.get("test_list") or row.get("assertion") or []
-    tests = [tests] if isinstance(tests, str) else list(tests)
-    if not tests or not all(isinstance(test, str) for test in tests):
+    tests = body_of(row, "test_list", "assertion")
+    if not tests:
         raise UserError("field 'test_list' must be a list of tests, as strings")
-    tests = tree_of("\n".join(tests), "test_list").body
     function = called_function(code, tests)
-    tests += tree_of(row.get("test") or "", "test").body
-    imports = imports_for(code, tests)
-    check = ast.parse("def check(candidate): pass")
-    check.body[0].body = tests
-    setup = [*(row.get("test_imports") or []), row.get("test_setup_code") or ""]
-    test = "\n".join([*imports, *setup, ast.unparse(check)]).replace("\r\n", "\n")
+    tests += body_of(row, "test")
+    check = ast.parse("def check(candidate): pass").body[0]
+    check.body = tests
+    setup = body_of(row, "test_imports") + body_of(row, "test_setup_code")
+    test = "\n".join([*imports_for(code, tests), *map(ast.unparse, [*setup, check])])
     return {"prompt": stub(code, function, task), "entry_point": function.name, "test": test}
 
 
@@ -78,14 +134,17 @@ def imports_for(code, nodes):
     ]
 
 
+# ---------------------------------------- EvalPlus
 EVALPLUS_TEST = """
 import copy, math
+from math import inf, nan
 reference = {{}}
 exec({solution!r}, reference)
 def same(found, inputs):
     wanted = reference[{entry!r}](*copy.deepcopy(inputs))
     if isinstance(wanted, float):
-        return math.isclose(found, wanted, rel_tol=1e-7, abs_tol={tolerance})
+        both_nan = found != found and wanted != wanted
+        return both_nan or math.isclose(found, wanted, rel_tol=1e-7, abs_tol={tolerance})
     return found == wanted
 def check(candidate):
 """
@@ -96,11 +155,27 @@ def evalplus_row(row):
     the reference solution, each input of `base_input` is a test, all of `plus_input` are one."""
     prompt, entry = text_of(row, "prompt"), text_of(row, "entry_point")
     solution = prompt + text_of(row, "canonical_solution")
-    tolerance = float(row.get("atol") or 1e-6)
+    tree_of(solution, "canonical_solution")
+    tolerance = row.get("atol") or 1e-6
+    if type(tolerance) not in (int, float) or not tolerance >= 0:
+        raise UserError("field 'atol' must be a number, at least 0")
+    inputs, more = inputs_of(row, "base_input"), inputs_of(row, "plus_input")
+    if not inputs:
+        raise UserError("field 'base_input' must have an input")
+    try_reference(solution, entry, inputs[0])
     test = EVALPLUS_TEST.format(solution=solution, entry=entry, tolerance=tolerance)
-    for inputs in row["base_input"]:
-        test += f"    assert same(candidate(*{inputs!r}), {inputs!r})\n"
-    if plus := row.get("plus_input"):
-        test += f"    for inputs in {plus!r}:\n"
+    for each in inputs:
+        test += f"    assert same(candidate(*{each!r}), {each!r})\n"
+    if more:
+        test += f"    for inputs in {more!r}:\n"
         test += "        assert same(candidate(*copy.deepcopy(inputs)), inputs)\n"
     return {"prompt": prompt, "entry_point": entry, "test": test}
+
+
+def try_reference(solution, entry, inputs):
+    """UserError if the reference solution has no answer to these inputs, in the sandbox."""
+    head = "from math import inf, nan\ndef check(candidate):"
+    test = f"{head}\n    assert [candidate(*{inputs!r})]"
+    problem = {"prompt": "", "entry_point": entry, "test": test}
+    if error := sandbox.run_tests(problem, "", solution)["error"]:
+        raise UserError(f"field 'canonical_solution' fails on the first input: {error}")

@@ -1,5 +1,7 @@
 """Reads the rows of data sets: the files beside this one, a user's own, those of the Hub."""
 
+import ast
+import contextlib
 import csv
 import gzip
 import io
@@ -10,6 +12,8 @@ from importlib import import_module
 from pathlib import Path
 
 KEYS = ("data", "rows", "examples", "train", "validation", "test")  # of rows in a JSON object
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+FILES = (".jsonl", ".json", ".parquet", *SEPARATORS)  # any other name may be one of the Hub
 
 
 class UserError(ValueError):
@@ -51,7 +55,14 @@ def get_field(row, *names):
 def missing(row, name, *others):
     """What to say of a row that has neither this field nor one of its other names."""
     also = f" (or {', '.join(others)})" if others else ""
-    return f"field {name!a} is missing{also}; the row has {list(row)!a:.200}"
+    return f"field {name!a} is missing{also}; the row has {list(row)!a:.200}{rows_within(row)}"
+
+
+def rows_within(row):
+    """A hint for what is no row, but an object that holds rows under a key."""
+    lists = [key for key, value in row.items() if isinstance(value, list) and value]
+    keys = [key for key in lists if all(isinstance(part, dict) for part in row[key])]
+    return f"; for the rows under a key, name it: FILE:{keys[0]!a:.40}" if keys else ""
 
 
 def need(ok, field, what):
@@ -92,9 +103,10 @@ def word_design(row, builders):
     ok = ok and "#" in "".join(rows) and len(set(map(len, rows))) == 1
     need(ok, "rows", "must be strings of # and ., of one length, with a #")
     ok = isinstance(palettes, list) and len(palettes) >= builders
-    ok = ok and all(isinstance(ids, list) and ids for ids in palettes)
+    ok = ok and all(isinstance(ids, list) for ids in palettes)
     ok = ok and all(is_block(block) for ids in palettes for block in ids)
-    need(ok, "blocks", f"must be {builders} lists of block ids, or more")
+    ok = ok and all(any(block.split(":")[-1] != "air" for block in ids) for ids in palettes)
+    need(ok, "blocks", f"must be {builders} lists of block ids, or more, none of air alone")
     need_number(item, "max_commands", count=True)
     return item | {"blocks": palettes[:builders]}
 
@@ -158,8 +170,8 @@ def read_rows(dataset):
     """[(place, row)] of a file or a Hub data set; place is "FILE:LINE" (.json, .parquet and the
     Hub: the row's number). UserError, in one line, for what can not be read.
 
-    Files: .jsonl, .json, both also with .gz, .csv, .parquet; any other is read as .jsonl. NAME:PART
-    takes a split of the Hub, or the rows that a JSON object holds under that key.
+    Files: .jsonl, .json, .csv, .tsv, all also with .gz, .parquet; any other is read as .jsonl.
+    NAME:PART takes a split of the Hub, or the rows that a JSON object holds under that key.
     """
     try:
         return [(f"{dataset}:{number}", row) for number, row in numbered_rows(dataset)]
@@ -176,8 +188,9 @@ def numbered_rows(dataset):
     name, part = dataset, ""
     if ":" in dataset and not Path(dataset).exists():
         name, _, part = dataset.partition(":")
-    kind = Path(name.removesuffix(".gz")).suffix
-    if kind not in (".jsonl", ".json", ".csv", ".parquet") and not Path(name).exists():
+    zipped = name.lower().endswith(".gz")
+    kind = Path(name.lower().removesuffix(".gz")).suffix
+    if kind not in FILES and not Path(name).exists():
         return hub_rows(name, part)
     if part and kind != ".json":
         raise UserError(f"--dataset {dataset}: only .json files and the Hub have parts")
@@ -185,13 +198,22 @@ def numbered_rows(dataset):
     if kind == ".parquet":
         table = optional("pyarrow.parquet").read_table(io.BytesIO(data))
         return enumerate(table.to_pylist(), 1)
-    text = (gzip.decompress(data) if name.endswith(".gz") else data).decode("utf-8-sig")
-    if kind == ".csv":
-        return csv_rows(name, text)
+    text = decoded(name, gzip.decompress(data) if zipped else data)
+    if kind in SEPARATORS:
+        return csv_rows(name, text, SEPARATORS[kind])
     if kind == ".json" and not has_rows_as_lines(text):
         return json_rows(name, part, read_json(name, text))
     lines = enumerate(text.split("\n"), 1)
     return [(k, read_json(f"{name}:{k}", line)) for k, line in lines if line.strip()]
+
+
+def decoded(name, data):
+    """The text of a file in UTF-8."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{name}:{line}: {error}") from None
 
 
 def has_rows_as_lines(text):
@@ -221,7 +243,7 @@ def read_json(place, text):
 
 def json_rows(name, part, value):
     """[(number, row)] of a JSON file: a list of rows, an object that holds one under `part` or
-    under one of KEYS, or an object that is itself the only row."""
+    under one of KEYS, an object {id: row}, or an object that is itself the only row."""
     if isinstance(value, list) and not part:
         return enumerate(value, 1)
     if not isinstance(value, dict):
@@ -231,14 +253,25 @@ def json_rows(name, part, value):
     keys = [key for key in lists if key == part or (not part and key in KEYS)]
     if len(keys) > 1 or (part and not keys):
         raise UserError(f"{name}: rows stand under {lists!a:.200}; name one, as in FILE:KEY")
-    return enumerate(value[keys[0]], 1) if keys else [(1, value)]
+    if keys:
+        return enumerate(value[keys[0]], 1)
+    return enumerate(value.values(), 1) if has_rows_by_id(value) else [(1, value)]
 
 
-def csv_rows(name, text):
-    """[(line, row)] of CSV with a header. A cell that is a JSON list, object or number, true or
-    false is that value, any other is text."""
+def has_rows_by_id(value):
+    """Whether an object is {id: row}: all of its values are objects, with a field in common. One
+    of a single letter does not count: a house has objects too, {letter: block} and {"0": layer}.
+    """
+    if not value or not all(isinstance(row, dict) for row in value.values()):
+        return False
+    return any(len(field) > 1 for field in set.intersection(*map(set, value.values())))
+
+
+def csv_rows(name, text, separator):
+    """[(line, row)] of CSV with a header. A cell that is a list, object, true or false, as JSON or
+    as Python writes it, or a JSON number, is that value, any other is text."""
     csv.field_size_limit(2**31 - 1)
-    table = csv.reader(io.StringIO(text, newline=""), strict=True)
+    table = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     header, rows = next(table, []), []
     line = table.line_num + 1
     for cells in table:
@@ -253,11 +286,14 @@ def csv_rows(name, text):
 
 def csv_value(cell):
     """The value of a cell of CSV."""
+    unreadable = ValueError, TypeError, SyntaxError, RecursionError, MemoryError
     if cell[:1] in "[{-0123456789tf":
-        try:
+        with contextlib.suppress(*unreadable):
             return json.loads(cell)
-        except (ValueError, RecursionError):
-            pass
+    if cell[:1] in "[{TF":
+        with contextlib.suppress(*unreadable):
+            value = ast.literal_eval(cell)
+            return value if isinstance(value, (list, dict, bool)) else cell
     return cell
 
 

@@ -1,8 +1,10 @@
 # ruff: noqa: E501 (responses are data)
 """The coding task: golden rewards, code extraction, metrics, feedback, datasets and the generated family."""
 
+import ast
 import itertools
 import json
+import math
 import os
 import random
 import time
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import collm_cc
 import envs
 import sandbox
 
@@ -295,6 +298,29 @@ RESPONSES = {  # how chat models write an answer: (text, the code that a careful
     "a lambda as an alternative": (f"{FENCED}\nOr:\n```python\naux = lambda n: n\n```", HELPER),
     "session": ("```pycon\n>>> def aux(n):\n...     return half(n)\n...\n```", HELPER),
     "prose in a bare fence": (f"```\nHere is the code:\n\n{HELPER}\n```", HELPER),
+    "again, cut off": (f"{FENCED}\nAgain:\n```python\n{HELPER[:-8]}", HELPER),
+    "again, cut off, no fence": (f"{HELPER}\n\n{HELPER[:-8]}", HELPER),
+    "more, cut off, no fence": (f"{HELPER}\n\n\ndef other(n):\n    return (n", HELPER),
+    "usage, cut off, no fence": (f"{HELPER}\n\nfor n in 1, 2:\n    print(aux(n), [n,", HELPER),
+    "a better version, not cut off": (
+        f"{HELPER}\n\nBetter:\n\ndef aux(n):\n    if n:\n        return 1\n    else:\n        return 0",
+        f"{HELPER}\ndef aux(n):\n    if n:\n        return 1\n    else:\n        return 0",
+    ),
+    "language glued to the code": (f"```python{HELPER}\n```", HELPER),
+    "quoted without a fence": ("> " + HELPER.replace("\n", "\n> "), HELPER),
+    "one pair of backticks": (f"`{HELPER}`", HELPER),
+    "one pair of backticks in prose": (f"Here it is:\n\n`{HELPER}`\n\nDone.", HELPER),
+    "in a bullet without a fence": ("- " + HELPER.replace("\n", "\n  "), HELPER),
+    "a bold first line": (f"**{HELPER}".replace(":", ":**"), HELPER),
+    "a mark of byte order": (f"```python\n\ufeff{HELPER}\n```", HELPER),
+    "a space without width": (f"Code:\n\u200b{HELPER}", HELPER),
+    "margins of hard spaces": (HELPER.replace("    ", "\u00a0" * 4), HELPER),
+    "a formula in prose": (f"{HELPER}\n\nSum = n(n+1)/2", HELPER),
+    "a warning": (f"{FENCED}\nAvoid this:\n```python\ndef aux(n):\n    return 7\n```", HELPER),
+    "not a warning": (
+        f"```python\ndef aux(n):\n    return 7\n```\nThat is wrong. Fixed:\n{FENCED}",
+        HELPER,
+    ),
     "no code": ("I can not do that.", ""),
 }
 
@@ -316,6 +342,32 @@ def test_code_of_a_response(task, name):
             "test": "def check(candidate):\n    assert candidate(1) in (0, 1)",
         }
         assert task.score(item, ["", text])[0] == pytest.approx(0.6 + 0.5 + 1.0), main
+
+
+LOOP = "def f(n):\n    total = 0\n    for x in aux(n):\n        total += x\n    return total"
+MORE = 'def g(n):\n    """More."""\n    return [\n        f(n),\n        (n, {n: f}),\n    ]'
+FORMS = {
+    "fence": "```python\n{}\n\n{}",
+    "fences": "```python\n{}\n```\nAnd:\n```python\n{}",
+    "no fence": "{}\n\n{}",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("more", [LOOP, MORE, "for n in (1, 2):\n    print(f(n), [n,\n    n])"])
+def test_an_answer_may_be_followed_by_what_is_cut_off_anywhere(form, more):
+    for cut in range(1, len(more)):
+        code = sandbox.python_in(FORMS[form].format(LOOP, more[:cut]), ("f",))
+        assert sandbox.parses(code), (cut, code)
+        functions = sandbox.definitions(sandbox.syntax_tree(code)[0], "f")
+        if "return t" not in more[:cut]:  # which is no less complete
+            assert "return total" in ast.unparse(functions[-1]), (cut, code)
+
+
+def test_a_wanted_function_that_is_cut_off_stays(task):
+    text = "def g(n):\n    return 1\n\n\ndef f(n):\n    return (aux(n)"
+    for main in text, f"```python\n{text}":
+        assert task.score(ITEM, [AUX, main])[0] == pytest.approx(1.0)
 
 
 def test_broken_code_stays_broken(task):
@@ -529,15 +581,15 @@ def test_no_text_takes_long(text):
 
 
 def test_pass_at_k():
-    assert envs.pass_at_k(4, 0, 2) == 0.0
-    assert envs.pass_at_k(4, 4, 1) == 1.0
-    assert envs.pass_at_k(4, 1, 1) == 0.25
-    assert envs.pass_at_k(4, 1, 2) == 0.5  # 3 of the 6 pairs hold the one that passes
-    assert envs.pass_at_k(5, 2, 3) == pytest.approx(0.9)  # only 1 of 10 triples holds neither
+    assert collm_cc.pass_at_k(4, 0, 2) == 0.0
+    assert collm_cc.pass_at_k(4, 4, 1) == 1.0
+    assert collm_cc.pass_at_k(4, 1, 1) == 0.25
+    assert collm_cc.pass_at_k(4, 1, 2) == 0.5  # 3 of the 6 pairs hold the one that passes
+    assert collm_cc.pass_at_k(5, 2, 3) == pytest.approx(0.9)  # only 1 of 10 triples holds neither
     for n, k in itertools.product(range(1, 7), repeat=2):
         for c in range(n + 1) if k <= n else ():
             groups = list(itertools.combinations(range(n), k))
-            assert envs.pass_at_k(n, c, k) == pytest.approx(
+            assert collm_cc.pass_at_k(n, c, k) == pytest.approx(
                 sum(min(g) < c for g in groups) / len(groups)
             )
 
@@ -594,7 +646,7 @@ def test_dataset_file(tmp_path):
         task = envs.make("coding", dataset=path)
         assert [int(i["prompt"][2:4]) for i in task.eval] == [4, 9]
         assert [int(i["prompt"][2:4]) for i in task.train] == [0, 1, 2, 3, 5, 6, 7, 8, 10]
-        assert set(task.train[0]) == {"prompt", "entry_point", "test"}
+        assert set(task.train[0]) == {"prompt", "entry_point", "test", "place"}
     few = envs.make("coding", dataset=write(tmp_path / "b.jsonl", rows[:4]))
     assert len(few.train) == 4 and few.train == few.eval
 
@@ -772,6 +824,7 @@ PUBLISHED = {
 def test_published_rows(task, name):
     row = PUBLISHED[name]
     item = task.parse(row)
+    assert bool(item.pop("left_out", [])) == (name == "MBPP+, EvalPlus' file")
     assert set(item) == {"prompt", "entry_point", "test"}
     assert item["entry_point"].isidentifier() and f"def {item['entry_point']}(" in item["prompt"]
     assert (
@@ -809,6 +862,50 @@ def test_broken_tests_are_left_out(tmp_path, capsys):
     assert f"{path}: 2 tests are left out" in said and len(said.splitlines()) == 3
     with pytest.raises(ValueError, match="no rows with tests"):
         envs.make("coding", dataset=write(tmp_path / "b.jsonl", [empty]))
+
+
+def test_asserts_that_call_a_misspelt_function_are_reported(task):
+    check = ROW["test"] + "    assert zork(1) == 1\n    x = zork(2)\n    assert 1 == 1\n"
+    rows = [{**ROW, "test": check}, {**MBPP_ROW, "test_list": ["assert f(1) == 1", "assert g(1)"]}]
+    for row, name in zip(rows, ["zork", "g"]):
+        item = task.parse(row)
+        (said,) = item["left_out"]
+        assert said.startswith(f"no '{name}' is defined: assert {name}(1)")
+        assert name not in item["test"].replace("x = zork(2)", "")
+
+
+PLUS = PUBLISHED["HumanEval+, EvalPlus' file"]
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        *(({**MBPP_ROW, "test_list": value}, "test_list") for value in (5, True, {}, [5])),
+        *(({**MBPP_ROW, "test": value}, "test") for value in (5, False, "def (")),
+        *(({**MBPP_ROW, "test_setup_code": value}, "test_setup_code") for value in (5, [5], "(")),
+        *(({**MBPP_ROW, "test_imports": value}, "test_imports") for value in (5, [5], ["def ("])),
+        *(({**PLUS, "base_input": value}, "base_input") for value in (5, [1, 2], [], "x")),
+        *(({**PLUS, "plus_input": value}, "plus_input") for value in (5, [1])),
+        *(({**PLUS, "atol": value}, "atol") for value in ("x", [1], -1, float("nan"))),
+        *(
+            ({**PLUS, "canonical_solution": f"    {code}\n"}, "canonical_solution")
+            for code in ("return (", "raise ValueError(1)", "return lambda: 1")
+        ),
+    ],
+)
+def test_a_field_of_a_wrong_kind_is_named(tmp_path, row, field):
+    path = write(tmp_path / "bad.jsonl", [ROW, row])
+    with pytest.raises(envs.UserError) as error:
+        envs.make("coding", dataset=path)
+    message = str(error.value)
+    assert message.startswith(f"{path}:2: field '{field}' ") and "\n" not in message
+
+
+def test_infinite_inputs(task):
+    row = {**PLUS, "canonical_solution": "    return x * 0\n", "base_input": [[1], [math.inf]]}
+    item = task.parse({**row, "plus_input": [[math.nan], [-math.inf]]})
+    result = sandbox.run_tests(item, "", "def half(x):\n    return x - x")
+    assert (result["passed"], result["total"]) == (3, 3), result
 
 
 @pytest.mark.parametrize("name", ["mbpp.jsonl", "sanitized-mbpp.json"])

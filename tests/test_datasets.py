@@ -230,6 +230,52 @@ def test_csv(tmp_path):
         refused("tldr", path, said)
 
 
+def test_csv_as_pandas_writes_it(tmp_path):
+    path = tmp_path / "a.CSV"
+    tests = ["assert f(1) == '1'", 'assert f("a") == "a"']
+    row = {"text": "Do.", "code": "def f(x): return str(x)", "test_list": tests, "held_out": True}
+    rows = [row, row | {"held_out": False}]
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, list(row))  # str() of each value, as to_csv
+        table.writeheader()
+        table.writerows(rows)
+    task = load("coding", path)
+    assert [len(split) for split in (task.train, task.eval)] == [1, 1]
+    assert task.train[0]["test"].count("assert") == 2
+    path = tmp_path / "a.tsv"
+    path.write_text('id\tprompt\n1\t"A text, ""with"" commas, two."\n2\tTrue story\n')
+    assert texts(load("tldr", path).train) == ['A text, "with" commas, two.', "True story"]
+
+
+def test_rows_under_another_key_and_by_id(tmp_path):
+    path = tmp_path / "a.JSON"
+    path.write_text(json.dumps({"split": "test", "problems": ROWS}))
+    refused("tldr", path, "for the rows under a key, name it: FILE:'problems'")
+    refused("coding", path, "for the rows under a key, name it: FILE:'problems'")
+    assert len(load("tldr", f"{path}:problems").train) == 8
+    path.write_text(json.dumps({f"id/{row['id']}": row for row in ROWS}))
+    assert len(load("tldr", path).train) == 8
+    house = {"legend": {"0": "stone", "S": "dirt"}, "layers": {"0": ["SS"], "1": ["S0"]}}
+    path.write_text(json.dumps(house))
+    assert load("housebuild", path).train[0]["layers"] == [["SS"], ["S0"]]
+
+
+def test_the_flag_of_held_out_items_is_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(LINES)
+    said = refused("tldr", path, "none.jsonl", eval_dataset=str(tmp_path / "none.jsonl"))
+    assert said.startswith("--eval-dataset ")
+    assert refused("tldr", tmp_path / "none.jsonl", "").startswith("--dataset ")
+
+
+def test_palettes_of_air(tmp_path):
+    path = tmp_path / "a.jsonl"
+    row = {k: v for k, v in envs.make("strbuild").train[0].items() if k != "place"}
+    for air in ["air"], ["minecraft:air", "air"], []:
+        path.write_text(json.dumps(row | {"blocks": [["stone"], air]}))
+        refused("strbuild", path, "a.jsonl:1: field blocks: must be 2 lists")
+
+
 def test_csv_of_a_game(tmp_path):
     path = tmp_path / "a.csv"
     row = {k: v for k, v in envs.make("housebuild").train[0].items() if k != "place"}
@@ -288,7 +334,9 @@ def test_hub_splits(monkeypatch):
         ("cut.jsonl.gz", gzip.compress(LINES.encode())[:-20], "cut.jsonl.gz"),
         ("broken.jsonl.gz", b"\x1f\x8b\x08\x00" + b"\xff" * 40, "broken.jsonl.gz"),
         ("plain.jsonl.gz", LINES.encode(), "Not a gzipped file"),
-        ("latin.jsonl", LINES.encode("utf-16"), "codec can't decode"),
+        ("wide.jsonl", LINES.encode("utf-16"), "wide.jsonl:1: 'utf-8' codec can't decode"),
+        ("latin.jsonl", b'{"prompt": "a"}\n{"prompt": "\xe9"}', "latin.jsonl:2: 'utf-8' codec"),
+        ("bom.csv", b"\xef\xbb\xbfprompt\na\n\xff\n", "bom.csv:3: 'utf-8' codec"),
         ("three.jsonl", b'{"prompt": "a"}\n\n{"prompt": \n', "three.jsonl:3: not JSON"),
         ("word.json", b'"prompt"', "must hold rows, not one str"),
         ("empty.json", b"[]", "no rows"),

@@ -1022,6 +1022,47 @@ def test_only_what_reaches_the_candidate_is_a_test(lines, total):
         assert (result["passed"], result["total"]) == (0, total), result
 
 
+FREE = [  # tests that never hang on an answer
+    ["assert candidate is not None"],
+    ["assert callable(candidate) and candidate == candidate"],
+    ["for i in range(0):\n    assert candidate(i) == i"],
+    ["if False:\n    assert candidate(1) == 2"],
+    ["assert all(candidate(i) == i for i in [])"],
+    ["assert True or candidate(1)"],
+    ["with contextlib.suppress(Exception):\n    assert candidate(1) == 2"],
+    ["try:\n    assert candidate(1) == 2\nexcept Exception:\n    pass"],
+    ["x = None", "try:\n    x = candidate(1)\nexcept Exception:\n    pass", "assert x is None"],
+    ["assert quiet(candidate) in (None, 2)"],
+]
+
+
+@pytest.mark.parametrize("lines", FREE)
+def test_no_test_passes_without_an_answer(lines):
+    around = "import contextlib\ndef quiet(g):\n    try:\n        return g(1)\n    except:\n        pass\n"
+    for main in "raise ValueError", "raise Exception", "return lambda: x", "return exec('1 +')":
+        result = run(f"def f(x): {main}", *lines, around=around)
+        assert (result["passed"], result["total"]) == (0, 1), result
+
+
+RAISES = "import contextlib\n@contextlib.contextmanager\ndef raises(kind):\n    try:\n        yield\n    except kind:\n        return\n    raise AssertionError\n"
+EXPECTED = [  # tests of an exception
+    ["with raises(ValueError):\n    candidate(1)"],
+    ["with raises((KeyError, ValueError)):\n    x = [candidate(1)]"],
+    ["with raises(Exception):\n    candidate(1)"],
+    ["import unittest", "unittest.TestCase().assertRaises(ValueError, candidate, 1)"],
+    ["with unittest.TestCase().assertRaises(ValueError):\n    candidate(1)"],
+    ["ok = 0", "try:\n    candidate(1)\nexcept ValueError:\n    ok = 1", "assert ok"],
+]
+
+
+@pytest.mark.parametrize("lines", EXPECTED)
+def test_an_exception_that_a_test_expects(lines):
+    around = f"import unittest\n{RAISES}"
+    for main, passed in ("raise ValueError", 1), ("return x", 0):
+        result = run(f"def f(x): {main}", *lines, around=around)
+        assert (result["passed"], result["total"]) == (passed, 1), result
+
+
 def test_tests_that_are_broken_in_themselves():
     test = (
         "import os as system\nROOT = Node(1)\ndef near(a, b): return abs(a - b) < TOLERANCE\n"
