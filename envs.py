@@ -504,13 +504,24 @@ class Game(Task):
     """Base of the building games: runs commands on a voxel grid. Every turn is a complete new
     build, so a joint action alone decides its reward. After it, agents are told how many of their
     own lines ran and, by the option `feedback`: `position`, which cells are missing, extra or of a
-    wrong block; `score`, the reward's terms; `perfect`, terms and what each wrong cell needs.
+    wrong block; `score`, the reward's terms; `perfect`, terms and what each wrong cell needs. With
+    the option `private`, an agent is told of the cells of its own part alone (`own_part`).
 
     A subclass names its commands in `verbs` and writes plan(item) -> GamePlan; brief(item, agent,
     cap), the rest of an observation; needs(item, grid) -> {wrong cell: block that it should be};
     spell({cell: label}) -> text."""
 
     num_turns, num_envs = 4, 16
+    options = Task.options | {"private": False}
+
+    def own_part(self, cells, item, agent):
+        """What this agent may know of {(x, y, z): label}: all of it or, with the option `private`,
+        one of as many slices along x as there are agents, the first to agent 0."""
+        if not self.settings["private"]:
+            return cells
+        width = self.plan(item).size[0]
+        slices = {cell: cell[0] * self.num_agents // width for cell in cells}
+        return {cell: label for cell, label in cells.items() if slices[cell] == agent}
 
     def cap(self, item, agent):
         """How many commands this agent may run in a turn: an equal share, what is left over to the
@@ -539,6 +550,7 @@ class Game(Task):
         for agent in range(self.num_agents):
             role = f"You are builder {agent + 1} {team} {order}"
             role = "Build the target." if self.num_agents == 1 else role
+            role += " You are shown your part of it alone." if self.settings["private"] else ""
             told.append(f"{role}{turns}\n{self.brief(item, agent, self.cap(item, agent))}")
         return told
 
@@ -546,18 +558,19 @@ class Game(Task):
         kind, grid = self.settings["feedback"], info["grid"]
         needs = self.needs(item, grid)
         terms = {k: v for k, v in info.items() if isinstance(v, float) and k != "success"}
-        told = ", ".join(f"{name} {value:.2f}" for name, value in terms.items())
-        if kind == "position":
-            labels = {cell: "wrong block" if cell in grid else "missing" for cell in needs}
-            labels |= {cell: "extra" for cell, block in needs.items() if block == "air"}
-            told = self.spell(labels) or "all right"
-        elif kind == "perfect":
-            told += f".\nWrong cells need: {self.spell(needs) or 'nothing'}"
-        told = f"lines did not.\nTeam: {told}.\nBuild it all again."
-        return [
-            f"Turn {turn + 1}: {run} of your commands ran, {other} {told}"
-            for run, other in info["counts"]
-        ]
+        scores = ", ".join(f"{name} {value:.2f}" for name, value in terms.items())
+        texts = []
+        for agent, (run, other) in enumerate(info["counts"]):
+            own, told = self.own_part(needs, item, agent), scores
+            if kind == "position":
+                labels = {cell: "wrong block" if cell in grid else "missing" for cell in own}
+                labels |= {cell: "extra" for cell, block in own.items() if block == "air"}
+                told = self.spell(labels) or "all right"
+            elif kind == "perfect":
+                told += f".\nWrong cells need: {self.spell(own) or 'nothing'}"
+            ran = f"{run} of your commands ran, {other} lines did not"
+            texts.append(f"Turn {turn + 1}: {ran}.\nTeam: {told}.\nBuild it all again.")
+        return texts
 
     def render(self, item, actions):
         """Target|result, a character for each block: a wall from the front, else layers from y = 0
@@ -581,7 +594,7 @@ class StrBuild(Game):
     name, verbs = "strbuild", ("setblock",)
     cover, extra, hidden = 2.0, 1.5, 0.25  # weights: target cells, others, palettes not shown
     agents = (1, 2, 3, 4)
-    options = Task.options | {"feedback": ("position", "score", "perfect")}
+    options = Game.options | {"feedback": ("position", "score", "perfect")}
     reward_shift, max_reward, success = -2.0, 2.0, 2.0
 
     def parse(self, row):
@@ -622,7 +635,7 @@ class StrBuild(Game):
             " - share of touching pairs of one texture (wood, stone, concrete, else the block)"
             f" - {self.hidden:g} for each builder not showing all its blocks.\n"
             f"x 0-{width - 1}, y 0-{height - 1} (up). Target cells as x y:\n"
-        ) + self.spell(dict.fromkeys(plan.design, ""))
+        ) + self.spell(dict.fromkeys(self.own_part(plan.design, item, agent), ""))
 
     def score(self, item, actions):
         """2 coverage - 1.5 extra - adjacency - 0.25 for each palette that is not shown in full: 2
@@ -633,9 +646,7 @@ class StrBuild(Game):
         coverage = hit / max(1, len(plan.design))
         background = math.prod(plan.size) - len(plan.design)
         extra = (len(grid) - hit) / max(1, background)
-        textures = {cell: voxels.texture(block) for cell, block in grid.items()}
-        pairs = [(cell, near) for cell in grid for near in voxels.neighbours(cell) if near in grid]
-        alike = [textures[cell] == textures[near] for cell, near in pairs]  # each pair twice
+        alike = self.alike(grid)
         adjacency = sum(alike) / max(1, len(alike))
         shown = sum(set(ids) <= set(grid.values()) for ids in palettes)
         reward = self.cover * coverage - self.extra * extra - adjacency
@@ -647,7 +658,8 @@ class StrBuild(Game):
         return reward, info | {"grid": grid, "counts": counts}
 
     def needs(self, item, grid):
-        """Greedy: after these changes only `palette` can be short of the best."""
+        """Greedy, or a checkerboard where that leaves equal neighbours: after these changes only
+        `palette` can be short of the best."""
         target = self.plan(item).design
         blocks = {block for ids in self.palettes(item) for block in ids}
         needs = dict.fromkeys(grid.keys() - target, "air")
@@ -658,7 +670,18 @@ class StrBuild(Game):
                 used = Counter(want.values())
                 ranks = [(voxels.texture(block) in near, used[block], block) for block in blocks]
                 needs[cell] = want[cell] = min(ranks)[-1]
+        if any(self.alike(want)):
+            pair = list({voxels.texture(block): block for block in sorted(blocks)}.values())
+            want = {(x, y, z): pair[(x + y) % min(2, len(pair))] for x, y, z in target}
+            needs = dict.fromkeys(grid.keys() - target, "air")
+            needs |= {cell: block for cell, block in want.items() if grid.get(cell) != block}
         return needs
+
+    def alike(self, grid):
+        """Whether the cells of a touching pair have one texture, for all pairs, each twice."""
+        textures = {cell: voxels.texture(block) for cell, block in grid.items()}
+        pairs = [(cell, near) for cell in grid for near in voxels.neighbours(cell) if near in grid]
+        return [textures[cell] == textures[near] for cell, near in pairs]
 
 
 class HouseBuild(Game):
@@ -678,7 +701,7 @@ class HouseBuild(Game):
 
     name, verbs, agents = "housebuild", ("fill", "kill"), (1, 2)
     harm = 0.1  # what spiders take that could kill the player
-    options = Task.options | {"feedback": ("score", "position", "perfect")}
+    options = Game.options | {"feedback": ("score", "position", "perfect")}
     reward_shift, max_reward, success = -1.0, 1.0, 1.0
 
     def parse(self, row):
@@ -708,6 +731,7 @@ class HouseBuild(Game):
         limits = allowed[agent] if item["limited_resource"] else {}
         blocks = ", ".join(f"{block} {limits.get(block, '')}".rstrip() for block in chars)
         spiders = f" - {harm:.2g} if nobody sends /kill (spiders)" if harm else ""
+        halves = voxels.halves(self.own_part(design, item, agent), w)
         return (
             f"Reply with at most {cap} lines `/fill x1 y1 z1 x2 y2 z2 block`"
             " (box, both corners included) or `/kill`.\n"
@@ -716,7 +740,7 @@ class HouseBuild(Game):
             f" Blocks{' and cells you may fill' if limits else ''}: {blocks}.\n"
             "Target boxes as x1 y1 z1 x2 y2 z2 block,"
             f" first those with x below {(w + 1) // 2}, the rest air:\n"
-        ) + "\n".join(self.spell(half, "\n") for half in voxels.halves(design, w) if half)
+        ) + "\n".join(self.spell(half, "\n") for half in halves if half)
 
     def score(self, item, actions):
         """Share of cells as designed, minus the spiders' harm if nobody killed them: 1 for a

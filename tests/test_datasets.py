@@ -428,9 +428,11 @@ def test_few_rows_serve_for_both(tmp_path):
 # ---------------------------------------------------------------- options and a task of one's own
 def test_options():
     task = envs.make("strbuild:feedback=score,sparse=80")
-    assert task.settings == {"feedback": "score", "sparse": 80.0} and task.name == "strbuild"
+    expected = {"feedback": "score", "private": False, "sparse": 80.0}
+    assert task.settings == expected and task.name == "strbuild"
     assert envs.make("tldr").settings == {"sparse": 0.0}
-    assert envs.make("housebuild:sparse=1e1").settings == {"feedback": "score", "sparse": 10.0}
+    settings = envs.make("housebuild:private,sparse=1e1").settings
+    assert settings == {"feedback": "score", "private": True, "sparse": 10.0}
 
 
 @pytest.mark.parametrize(
@@ -440,6 +442,8 @@ def test_options():
         ("strbuild:feedback=nice", "feedback=nice must be one of position, score, perfect"),
         ("strbuild:feedback", "feedback= must be one of position, score, perfect"),
         ("tldr:feedback=score", "no option 'feedback', but sparse"),
+        ("coding:private", "no option 'private', but sparse"),
+        ("strbuild:private=1", "option private takes no value, not '1'"),
         ("tldr:sparse=101", "sparse=101 must be a number from 0 to 100"),
         ("tldr:sparse=nan", "sparse=nan must be a number from 0 to 100"),
         ("tldr:sparse=", "sparse= must be a number from 0 to 100"),

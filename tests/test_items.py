@@ -155,6 +155,54 @@ def test_letters():
         assert halves[0] in letters.values() and halves[1] in [*letters.values(), ("",) * 5]
 
 
+# What stands in an observation of a game: the cells of the target.
+def told_cells(name, text):
+    if name == "strbuild":
+        return {(int(x), int(y), 0) for x, y in re.findall(r"(\d+) (\d+)", text.splitlines()[-1])}
+    cells = set()
+    for line in text.split("the rest air:\n")[1].splitlines():
+        x1, y1, z1, x2, y2, z2 = map(int, line.split()[:6])
+        spans = range(x1, x2 + 1), range(y1, y2 + 1), range(z1, z2 + 1)
+        cells |= set(itertools.product(*spans))
+    return cells
+
+
+@pytest.mark.parametrize("name", ["strbuild", "housebuild"])
+def test_private_shows_each_agent_its_part_and_together_everything(name):
+    shared, private = envs.make(name), envs.make(f"{name}:private")
+    assert private.train == shared.train
+    for item in private.train[:60]:
+        design = set(shared.plan(item).design)
+        assert [told_cells(name, text) for text in shared.observe(item)] == [design, design]
+        left, right = (told_cells(name, text) for text in private.observe(item))
+        assert left | right == design and not left & right and left and right
+        assert max(x for x, _, _ in left) < min(x for x, _, _ in right)
+        assert all("your part" in text for text in private.observe(item))
+        empty = ["", ""]
+        assert private.score(item, empty)[0] == shared.score(item, empty)[0]
+
+
+def test_private_feedback_tells_of_the_own_part_alone():
+    for kind in ("position", "perfect"):
+        task = envs.make(f"strbuild:private,feedback={kind}")
+        item = task.train[0]
+        parts = [told_cells("strbuild", text) for text in task.observe(item)]
+        texts = task.feedback(item, ["", ""], task.score(item, ["", ""])[1], 0)
+        for text, own in zip(texts, parts):
+            told = text.split("missing " if kind == "position" else "need: ")[1]
+            assert {(int(x), int(y), 0) for x, y in re.findall(r"(\d+) (\d+)", told)} == own
+
+
+def test_private_parts_of_other_teams():
+    lone = envs.make("strbuild:private", num_agents=1)
+    item = lone.train[0]
+    assert told_cells("strbuild", lone.observe(item)[0]) == set(lone.plan(item).design)
+    four = envs.make("strbuild:private", num_agents=4)
+    item = four.train[0]
+    parts = [told_cells("strbuild", text) for text in four.observe(item)]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == len(four.plan(item).design)
+
+
 def colouring(rng, cells, blocks, share):
     """{cell: block} with no two equal neighbours, each block at least once, at most `share` cells
     for the blocks of one builder; by random restarts. blocks: [(builder, block)]."""
