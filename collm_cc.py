@@ -169,11 +169,11 @@ def check_args(args) -> None:
         for value in values:
             if type(value) not in (int, float):
                 continue
-            if not -inf < value < inf:
-                raise UserError(f"{flag} finite")
             if name in ("success", "reward_shift"):
+                if not -inf < value < inf:
+                    raise UserError(f"{flag} finite")
                 continue
-            if value < 0 or (value == 0 and name not in zero_is_good):
+            if not (0 < value < inf or (value == 0 and name in zero_is_good)):
                 raise UserError(f"{flag} {'at least' if name in zero_is_good else 'above'} 0")
             if value > at_most.get(name, inf):
                 raise UserError(f"{flag} at most {at_most[name]}")
@@ -304,7 +304,7 @@ def load_model(auto_class, name: str, args: Args, device: torch.device, frozen: 
         model.windows = windows
         remove_dropout(model)
         if args.gradient_checkpointing:
-            part = "layers, to be recomputed,"
+            part = "layers, for --gradient-checkpointing,"
             model.activation_checkpointing_enable({"use_reentrant": False})
         if args.lora_rank:
             part = "adapter"
@@ -331,8 +331,10 @@ def check_loading(model: nn.Module, loading: dict, tokenizer) -> None:
         some = ", ".join(sorted(loading["unexpected_keys"])[:3])
         say(f"{model.name_or_path}: its config leaves out weights of its files: {some}, ...")
     rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise UserError(f"its tokenizer has {len(tokenizer)} tokens, its embedding {rows}")
+    beyond = [token for token, k in tokenizer.get_vocab().items() if k >= rows]
+    beyond = sorted(set(beyond) - set(tokenizer.all_special_tokens))
+    if beyond:  # special ones, as for padding, are in no text
+        raise UserError(f"its tokenizer has {beyond[0]}, which is beyond its {rows} embeddings")
 
 
 def remove_dropout(model: nn.Module) -> None:
@@ -365,7 +367,8 @@ def add_lora(model: nn.Module, name: str, adapter: Path | None, lora_rank: int, 
     )
     if not adapter or not is_agent:
         return peft.get_peft_model(model, config)
-    config = peft.PeftConfig.from_pretrained(adapter, inference_mode=False)
+    config = peft.PeftConfig.from_pretrained(adapter)
+    config.inference_mode = False  # as saved adapters have it, which would freeze them
     if config.peft_type != "LORA" or config.use_dora or config.modules_to_save:
         raise UserError(f"the adapter in {adapter} must be plain LoRA, with no other weights")
     if config.r != lora_rank:
@@ -484,10 +487,13 @@ class Chat:
         longer = self.render("<ONE>", "<REPLY>", "<TWO>", "<LAST>", "<USER>")
         same = head.rstrip() == "<ONE>".join(self.first).rstrip()
         same = same and longer.startswith(f"{head}<REPLY>") and longer.endswith(f"<LAST>{tail}")
-        same = same and "\t<REPLY>\t" in self.render("<ONE>", "\t<REPLY>\t", "<USER>")
+        done = ""
         if not same or "<THOUGHT>" not in thought:
-            message = "its chat template rewrites earlier turns (trims them, drops thinking)"
-            say(f"{self.name}: {message}; histories keep what was read and sampled")
+            done = "rewrites earlier turns (or drops their thinking)"
+        elif "\t<REPLY>\t" not in self.render("<ONE>", "\t<REPLY>\t", "<USER>"):
+            done = "trims earlier replies"
+        if done:
+            say(f"{self.name}: its chat template {done}; histories keep what was read and sampled")
 
     def find_end(self, before: str) -> int | None:
         """The token that ends a reply, of what the template writes between a reply and a user.
@@ -1421,8 +1427,11 @@ def read_checkpoint(run_dir: Path) -> dict:
     for path in sorted(run_dir.glob("checkpoint_*.pt"), reverse=True):
         try:
             if zipfile.ZipFile(path).testzip():
-                raise ValueError("is damaged")
-            return torch.load(path, map_location="cpu", weights_only=True)
+                raise ValueError("its content has changed")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if {"args", "ranks", "models", "iteration", "global_step"} - set(state):
+                raise ValueError("it is of another program")
+            return state
         except Exception as error:  # a truncated file raises any of a dozen
             say(f"warning: {path} can not be read, falling back to the one before: {cause(error)}")
     raise UserError(f"--resume {run_dir}: no checkpoint there that can be read")
@@ -1469,7 +1478,8 @@ def open_run(args: Args, global_step: int):
         message = "exists; give another --run-name, or --resume it"
         raise UserError(f"{run_dir}: {message}") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{run_dir}: can not be made: {cause(error)}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{run_dir}: can not be made: {reason}") from error
     with replacing(run_dir / "args.json") as path:
         path.write_text(json.dumps(asdict(args), indent=2))
     if wandb:

@@ -13,7 +13,6 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 
-
 transformers.utils.logging.disable_progress_bar()
 
 

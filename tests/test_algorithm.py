@@ -1028,7 +1028,7 @@ def test_histories_beyond_a_window_are_refused(tmp_path):
 
 
 def test_an_episode_ends_where_a_critic_has_no_room():
-    """Agents read 4096 tokens, the critic of both 150: the second turn of longer ones is not played."""
+    """Agents read 4096 tokens, the critic of both 150, which ends longer ones."""
     args = make_args(collm_cc, success=6.0)
     agents, critics = make_team(collm_cc, args)
     critics[0].model.config.max_position_embeddings = 150
@@ -1041,6 +1041,19 @@ def test_an_episode_ends_where_a_critic_has_no_room():
         assert len(critics[0].encode(e, len(e.rewards))[0]) <= 150
     metrics = run_update(collm_cc, episodes, agents, critics, args, num_turns=2)
     assert all(np.isfinite(metrics["losses/value_loss"]))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_episode_by_itself_has_a_signal(script, monkeypatch):
+    """No other returns to differ from, but turns that do."""
+    args = make_args(script, num_envs=1, num_generations=1, baseline="none", success=6.0)
+    agents, critics = make_team(script, args)
+    episodes = script.start_episodes(Words().train[:1], 2)
+    script.rollout(Words(2, 3), episodes, agents, args, "rollout", 0)
+    episodes[0].rewards = [0.0, 1.0, 3.0]
+    seen = record_gradients(script, monkeypatch)
+    run_update(script, episodes, agents, critics, args)
+    assert all(gradient.norm() > 1e-6 for _, gradient in seen)
 
 
 # ----------------------------------------------------------------------- what is checked at a start

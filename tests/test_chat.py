@@ -194,6 +194,7 @@ def test_histories_are_the_templates_tokens(name, kind, tokenizers, capsys):
     assert end in chat.eos
     warned = capsys.readouterr().err
     assert "rewrites" not in warned
+    assert ("trims" in warned) == (name in ("llama_2", "llama_3", "gemma", "mistral_3"))
     assert ("ends a response" in warned) == (end != tokenizer.eos_token_id)
 
 

@@ -208,7 +208,7 @@ def test_checkpointing_that_a_model_can_not_do(folder_of, monkeypatch):
         build(folder_of("llama"), gradient_checkpointing=True)
 
 
-@pytest.mark.parametrize("name", ["llama4", "mixtral", "gpt2", "opt_350m"])
+@pytest.mark.parametrize("name", ["llama4", "mixtral", "gpt2", "opt_350m", "falcon"])
 def test_lora_leaves_routers_alone(name, folder_of, monkeypatch, tmp_path):
     pytest.importorskip("peft")
     task, args, agent, _ = build(folder_of(name), lora_rank=4)

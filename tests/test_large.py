@@ -1,12 +1,13 @@
 """What larger models need: adapters over one shared base, a KL penalty, recomputed activations."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_algorithm import (
     CPU,
     SCRIPTS,
@@ -202,11 +203,37 @@ def test_without_lora_an_exported_adapter_is_the_merged_model(trained_adapter):
     torch.testing.assert_close(logits_of(agent.model), logits_of(trained.model))
 
 
-def test_a_bare_adapter_without_its_tokenizer_is_one_line(trained_adapter):
+def test_a_bare_adapter_has_the_tokenizer_of_its_base(trained_adapter):
     _, folder = trained_adapter
-    for lora_rank, step in [(4, "tokenizer"), (0, "config")]:
-        with pytest.raises(envs.UserError, match=f"its {step} can not be loaded"):
-            make_agent(model=f"{folder}/adapter", lora_rank=lora_rank)
+    bare, exported = (
+        make_agent(model=str(path), lora_rank=4) for path in (f"{folder}/adapter", folder)
+    )
+    assert bare.chat.frame("two words", []) == exported.chat.frame("two words", [])
+    pairs = zip(bare.parameters(), exported.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    with pytest.raises(envs.UserError, match="is an adapter, which needs --lora-rank"):
+        make_agent(model=f"{folder}/adapter")
+
+
+@pytest.mark.parametrize("fault", ["dora", "keys", "json", "weights", "kind"])
+def test_an_adapter_that_can_not_go_on_is_one_line(fault, trained_adapter, tmp_path):
+    """What is no plain LoRA, does not fit its base, or is broken: never trained from the base."""
+    _, folder = trained_adapter
+    adapter = tmp_path / "adapter"
+    shutil.copytree(f"{folder}/adapter", adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    weights = load_file(adapter / "adapter_model.safetensors")
+    config |= {"dora": {"use_dora": True}, "kind": {"peft_type": "IA3"}}.get(fault, {})
+    text = "{" if fault == "json" else json.dumps(config)
+    (adapter / "adapter_config.json").write_text(text)
+    if fault == "keys":
+        weights = {name.replace(".layers.0.", ".layers.9."): x for name, x in weights.items()}
+        save_file(weights, adapter / "adapter_model.safetensors")
+    if fault == "weights":
+        (adapter / "adapter_model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(envs.UserError, match=r"^--model .*adapter") as error:
+        make_agent(model=str(adapter), lora_rank=4)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

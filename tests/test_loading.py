@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 import collm_cc
 
@@ -60,8 +61,18 @@ def no_eos(folder):
     edit_json(folder / "tokenizer_config.json", eos_token=None)
 
 
+def more_tokens(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"<new {k}>" for k in range(5)])
+    tokenizer.save_pretrained(folder)
+
+
 # name: (how to break a folder, what the line says)
 FAULTS = {
+    "more tokens than rows": (
+        more_tokens,
+        "its tokenizer has <new 0>, which is beyond its 4096 embeddings",
+    ),
     "truncated weights": (truncate, "weights can not be loaded: Safetensor.*"),
     "empty weights": (lambda x: truncate(x, 0), "weights can not be loaded: Safetensor.*"),
     "other shapes": (

@@ -154,9 +154,8 @@ def test_flags_that_are_named_exist():
     fields = set()
     for name in SCRIPTS:
         fields |= set(import_module(name).Args.__dataclass_fields__)
-    others = (
-        "help logdir dist durations nproc-per-node shutdown-timeout script kills no-deps report"
-    )
+    others = "help logdir dist durations nproc-per-node shutdown-timeout"
+    others += " script kills programs no-deps report"
     for page, text in PAGES.items():
         for flag in re.findall(r"(?<![\w-])--([a-z][a-z-]+)", text):
             name = flag.removeprefix("no-").replace("-", "_")
