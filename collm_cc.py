@@ -68,7 +68,7 @@ class Args:
     seed: int = 1
     """seed of all that is random: initialisation, order of items, sampling"""
     task: str = "coding"
-    """tldr, arxiv, coding, strbuild or housebuild; with options: strbuild:feedback=score"""
+    """tldr, arxiv, coding, strbuild or housebuild; with options: strbuild:private,feedback=score"""
     dataset: str | None = None
     """items instead of the embedded ones: a file, `humaneval` (coding), or a Hub id, NAME:SPLIT"""
     eval_dataset: str | None = None

@@ -502,10 +502,9 @@ class GamePlan(NamedTuple):
 
 class Game(Task):
     """Base of the building games: runs commands on a voxel grid. Every turn is a complete new
-    build, so a joint action alone decides its reward. After it, agents are told how many of their
-    own lines ran and, by the option `feedback`: `position`, which cells are missing, extra or of a
-    wrong block; `score`, the reward's terms; `perfect`, terms and what each wrong cell needs. With
-    the option `private`, an agent is told of the cells of its own part alone (`own_part`).
+    build. After it, agents are told how many of their own lines ran and, by option `feedback`: the
+    cells that are wrong (position), the reward's terms (score), or these and what each wrong cell
+    needs (perfect). By option `private`, of the cells of their own part alone (`own_part`).
 
     A subclass names its commands in `verbs` and writes plan(item) -> GamePlan; brief(item, agent,
     cap), the rest of an observation; needs(item, grid) -> {wrong cell: block that it should be};
@@ -520,8 +519,8 @@ class Game(Task):
         if not self.settings["private"]:
             return cells
         width = self.plan(item).size[0]
-        slices = {cell: cell[0] * self.num_agents // width for cell in cells}
-        return {cell: label for cell, label in cells.items() if slices[cell] == agent}
+        own = [cell for cell in cells if cell[0] * self.num_agents // width == agent]
+        return {cell: cells[cell] for cell in own}
 
     def cap(self, item, agent):
         """How many commands this agent may run in a turn: an equal share, what is left over to the
@@ -788,8 +787,7 @@ def make(name, num_agents=2, num_turns=None, dataset=None, eval_dataset=None):
 
 def score_batch(task, items, actions):
     """[task.score(item, action)] of many joint actions, equal ones of an item once, in threads
-    where the task says that it pays. With the option sparse, a reward is the largest for a score
-    that reaches it, and 0 for others."""
+    where that pays. With option sparse: the largest reward for a score that reaches it, else 0."""
     keys = [(id(item), str(action)) for item, action in zip(items, actions)]
     work = dict(zip(keys, zip(items, actions)))
     with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
@@ -797,7 +795,6 @@ def score_batch(task, items, actions):
         scores = dict(zip(work, each(lambda pair: task.score(*pair), work.values())))
     results = [scores[key] for key in keys]
     least = task.settings.get("sparse", 0.0)
-    if least:
-        infos = [info for _, info in results]
-        results = [(task.max_reward * (info["score"] > least - 1e-9), info) for info in infos]
-    return results
+    if not least:
+        return results
+    return [(task.max_reward * (info["score"] > least - 1e-9), info) for _, info in results]
