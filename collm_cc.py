@@ -753,10 +753,10 @@ class RowsCache(Cache):
 
 
 def prefill(agent: Agent, prompts: list[list[int]], cache: RowsCache) -> None:
-    """Read a prompt into each row of the cache. Shorter ones leave holes at their ends.
+    """Read a prompt into each row of the cache, longest first; others leave holes at their ends.
 
-    The padding is a hole only afterwards: here it sees itself, so that no query sees no key, and
-    nothing before it sees it, since attention is causal.
+    It reads an eighth of the columns at a time, without the rows that have ended. What padding is
+    left is a hole only afterwards: here it sees itself, so that no query sees no key.
     """
     device = agent.model.device
     ids = pad_sequence([torch.tensor(x, dtype=torch.long) for x in prompts], batch_first=True)
@@ -764,33 +764,41 @@ def prefill(agent: Agent, prompts: list[list[int]], cache: RowsCache) -> None:
     lengths = torch.tensor([len(x) for x in prompts], device=device)[:, None]  # (p, 1)
     columns = torch.arange(ids.shape[1], device=device)  # (S,)
     real = (columns < lengths).long()  # (p, S)
-    places = columns.minimum((lengths - 1).clamp(min=0))  # (p, S), those of padding too
     past = cache.mask
     if past is None:
         past = real[:, :0]  # (p, 0)
     cache.mask = torch.cat([past, real], 1)  # (p, columns)
-    if ids.shape[1] > 0:
+    seen = torch.cat([past, torch.ones_like(real)], 1)  # (p, columns)
+    places = columns.minimum((lengths - 1).clamp(min=0))  # (p, S), those of padding too
+    places = past.sum(1, keepdim=True) + places  # (p, S)
+    width = max(8, ids.shape[1] // 8)
+    for start in range(0, ids.shape[1], width):
+        end = start + width
+        k = sum(len(x) > start for x in prompts) if start > 0 else len(prompts)
         agent.model(
-            ids,
-            attention_mask=torch.cat([past, torch.ones_like(real)], 1),
-            position_ids=past.sum(1, keepdim=True) + places,
+            ids[:k, start:end],
+            attention_mask=seen[:k, : past.shape[1] + end],
+            position_ids=places[:k, start:end],
             past_key_values=cache,
             logits_to_keep=1,
         )
 
 
-def read_prompts(agent: Agent, prompts: list[list[int]], cache: RowsCache) -> None:
-    """Read all but the last token of each prompt; row j of the cache is then that of prompt j."""
+def read_prompts(agent: Agent, prompts: list[list[int]], cache: RowsCache) -> torch.Tensor:
+    """Read all but the last token of each prompt; gives (B,), the prompt that a row is of."""
+    device = agent.model.device
     if cache.mask is not None:
-        cache.select(cache.row_of)
-        prefill(agent, [prompt[:-1] for prompt in prompts], cache)
-        return
+        order = sorted(range(len(prompts)), key=lambda k: -len(prompts[k]))
+        cache.select(cache.row_of[order])
+        prefill(agent, [prompts[k][:-1] for k in order], cache)
+        return torch.tensor(order, device=device)
     number = {}  # of each different prompt: equal ones are read once
-    for prompt in prompts:
-        number.setdefault(tuple(prompt), len(number))
+    for prompt in sorted(map(tuple, prompts), key=len, reverse=True):
+        number.setdefault(prompt, len(number))
     prefill(agent, [list(prompt[:-1]) for prompt in number], cache)
     rows = [number[tuple(prompt)] for prompt in prompts]
-    cache.select(torch.tensor(rows, device=agent.model.device))
+    cache.select(torch.tensor(rows, device=device))
+    return torch.arange(len(prompts), device=device)
 
 
 def sample(logits: torch.Tensor, temperature: float, uniform: torch.Tensor):
@@ -824,15 +832,14 @@ def generate(agent, prompts, cache: RowsCache, uniforms: torch.Tensor):
     uniforms: (B, R) numbers of (0, 1] that make the choices; R is the longest response.
     The cache then holds all but the last token of each history.
     """
-    read_prompts(agent, prompts, cache)
+    prompt_of = read_prompts(agent, prompts, cache)  # (B,), the prompt that a row answers
     device, past = agent.model.device, cache.mask.shape[1]
     num_rows, max_new_tokens = uniforms.shape
     uniforms = uniforms.to(device)  # (B, R)
     eos = torch.tensor(sorted(agent.eos), device=device)
     cache.mask = F.pad(cache.mask, (0, max_new_tokens))  # (B, past + R)
     positions = cache.mask.sum(1, keepdim=True)  # (B, 1), tokens so far
-    tokens = torch.tensor([prompt[-1:] for prompt in prompts], device=device)  # (B, 1)
-    prompt_of = torch.arange(num_rows, device=device)  # (B,), the prompt that a row answers
+    tokens = torch.tensor([prompt[-1:] for prompt in prompts], device=device)[prompt_of]  # (B, 1)
     sampled = tokens.new_full((num_rows, max_new_tokens), -1)  # (B, R), -1 after the end
     logps = torch.zeros(uniforms.shape, dtype=torch.float64, device=device)  # (B, R)
     k = num_rows  # the first k rows still decode
