@@ -7,10 +7,12 @@ come out the same, byte for byte, on every machine.
 
 import itertools
 import json
+import math
 import random
 import re
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 
@@ -155,19 +157,20 @@ def choose(rng, text):
 
 
 # ======================================== coding ========================================
-# The problems take the elements that `keep` keeps, `map` each and `fold` what comes out. Entries of
-# a table are name | English | Python, and stand for several where a fourth part lists what to put
-# for #.
+# The problems take the elements that `keep` keeps, `map` each and `fold` what comes out; an easy
+# problem has one of these steps alone. Entries of a table are name | English | Python, and stand
+# for several where a fourth part lists what to put for #.
 NUMBERS = {
-    "doc": "Take the {} in nums, {}, and return {}.",
+    "doc": ("the {} in nums", "numbers in nums"),
     "parts": {"arg": "nums", "each": "x", "source": "nums"},
     "keep": """
         even | even numbers | x % 2 == 0
         odd | odd numbers | x % 2 == 1
         positive | positive numbers | x > 0
         negative | negative numbers | x < 0
-        over_# | numbers greater than # | x > # | 2 3 4 5 6
-        under_# | numbers less than # | x < # | 2 3 4 5 6
+        over_# | numbers greater than # | x > # | 1 2 3 4 5 6 7
+        under_# | numbers less than # | x < # | 1 2 3 4 5 6 7
+        not_# | numbers other than # | x != # | 1 2 3 4 5 6 7
         multiple_# | multiples of # | x % # == 0 | 3 4 5
     """,
     "map": """
@@ -175,9 +178,9 @@ NUMBERS = {
         cubes | cube each | x ** 3
         halves | halve each, rounding down | x // 2
         negated | negate each | -x
-        times_# | multiply each by # | x * # | 2 3 4 5
-        plus_# | add # to each | x + # | 1 2 3 4 5
-        minus_# | subtract # from each | x - # | 1 2 3 4
+        times_# | multiply each by # | x * # | 2 3 4 5 6 7 8 9
+        plus_# | add # to each | x + # | 1 2 3 4 5 6 7 8 9
+        minus_# | subtract # from each | x - # | 1 2 3 4 5 6 7 8 9
     """,
     "fold": """
         sum | the sum | sum({})
@@ -190,12 +193,12 @@ NUMBERS = {
     """,
 }
 TEXT = {
-    "doc": "Take the words of s {}, {}, and return {}.",
+    "doc": ("the words of s {}", "words of s"),
     "parts": {"arg": "s", "each": "w", "source": "s.split()"},
     "keep": """
-        over_# | longer than # letters | len(w) > # | 2 3 4
-        under_# | shorter than # letters | len(w) < # | 3 4 5
-        with_# | that contain '#' | '#' in w | a e o r t
+        over_# | longer than # letters | len(w) > # | 1 2 3 4 5
+        under_# | shorter than # letters | len(w) < # | 2 3 4 5 6
+        with_# | that contain '#' | '#' in w | a d e i l n o r t
         vowel | that start with a vowel | w[0] in 'aeiou'
         ending_vowel | that end with a vowel | w[-1] in 'aeiou'
         even | with an even number of letters | len(w) % 2 == 0
@@ -207,7 +210,10 @@ TEXT = {
         cut | drop the first letter of each | w[1:]
         chopped | drop the last letter of each | w[:-1]
         initials | take the first letter of each | w[0]
+        endings | take the last letter of each | w[-1]
         shouted | add '!' to each | w + '!'
+        asked | add '?' to each | w + '?'
+        ended | add '.' to each | w + '.'
     """,
     "fold": """
         joined | them joined by spaces | ' '.join({})
@@ -222,8 +228,9 @@ WORDS = """
     owl red sea the tree area bird blue echo fish gate idea iron leaf moon note open rain star tone
     apple bread cloud eagle green house lemon ocean queen river table water yellow orange rabbit
 """.split()
-INPUTS, FEWEST_TESTS, MOST_TESTS = 60, 5, 6
-NUMBER_PROBLEMS, TEXT_PROBLEMS = 480, 240
+INPUTS, FEWEST_TESTS, MOST_TESTS = 80, (3, 6), 9  # fewest: between these two, as it falls
+PROBLEMS = {1: 120, 2: 240, 3: 240}  # steps: how many problems of so many
+NO_KEEP, NO_FOLD = "True", "list({})"
 
 
 def table_of(text):
@@ -237,43 +244,65 @@ def table_of(text):
 
 
 def coding_rows():
-    """Problems on numbers and on words: prompt, entry_point, test, and the `parts` they are made
-    of, which no agent sees; every fifth is held out."""
+    """Problems on numbers and on words: prompt, entry_point, test, the number of steps as `level`,
+    and the `parts` they are made of, which no agent sees; every fifth of a level is held out."""
     rng = random.Random(0)
     numbers = [[rng.randint(-6, 9) for _ in range(rng.randint(3, 5))] for _ in range(INPUTS)]
-    rows = family_rows(rng, NUMBERS, "", numbers, NUMBER_PROBLEMS)
     texts = [" ".join(rng.sample(WORDS, rng.randint(3, 5))) for _ in range(INPUTS)]
-    rows += family_rows(rng, TEXT, "_words", texts, TEXT_PROBLEMS)
+    families = family_rows(rng, NUMBERS, "", numbers), family_rows(rng, TEXT, "_words", texts)
+    levels = {}
+    for level, count in PROBLEMS.items():
+        one, two = ([row for row in rows if row["level"] == level] for rows in families)
+        smaller = min(len(two), count // 3)
+        levels[level] = one[: count - smaller] + two[:smaller]
+        rng.shuffle(levels[level])
+    return held_out_rows(rng, levels)
+
+
+def held_out_rows(rng, levels):
+    """Rows of all levels {level: its rows} in random order, every fifth of a level held out."""
+    rows = []
+    for many in levels.values():
+        rows += [row | ({"held_out": True} if k % 5 == 4 else {}) for k, row in enumerate(many)]
     rng.shuffle(rows)
-    return [row | ({"held_out": True} if k % 5 == 4 else {}) for k, row in enumerate(rows)]
+    return rows
 
 
-def family_rows(rng, family, suffix, inputs, count):
-    """`count` problems of a family, each with inputs that tell it from all of its neighbours."""
+def family_rows(rng, family, suffix, inputs):
+    """Problems of a family in random order, as many of each level as there can be up to its
+    number; each has inputs that tell it from all of its neighbours."""
     keeps, maps, folds = (table_of(family[key]) for key in ("keep", "map", "fold"))
-    problems = list(itertools.product(keeps, maps, folds))
-    keeps.append(("", "", "True"))  # rivals that leave a step out
+    keeps.append(("", "", NO_KEEP))
     maps.append(("", "", family["parts"]["each"]))
     empty = type(inputs[0])()
-    answers = {
-        problem: solve(family, problem, [*inputs, empty])
-        for problem in itertools.product(keeps, maps, folds)
-    }
-    listing = next(fold for fold in folds if fold[0] == "list")
+    problems = list(itertools.product(keeps, maps, folds))
+    answers = {problem: solve(family, problem, [*inputs, empty]) for problem in problems}
+    listing = next(fold for fold in folds if fold[2] == NO_FOLD)
     rng.shuffle(problems)
-    rows = []
-    for keep, map_, fold in problems:
-        problem = keep, map_, fold
+    rows, found = [], Counter()
+    for problem in problems:
+        keep, map_, fold = problem
+        level = len(steps(family, problem))
+        if level == 0 or found[level] == PROBLEMS[level]:
+            continue
         rivals = {(other, map_, fold) for other in keeps}
         rivals |= {(keep, other, fold) for other in maps}
         rivals |= {(keep, map_, other) for other in folds}
         something = [bool(answer) for answer in answers[keep, map_, listing]]
         chosen = telling_inputs(rng, problem, rivals - {problem}, answers, something)
-        if chosen and len(rows) < count:
+        if chosen:
             chosen.sort(key=lambda k: len(str(inputs[k])))
             pairs = [(inputs[k], answers[problem][k]) for k in chosen]
             rows.append(coding_row(family, problem, suffix, pairs, (empty, answers[problem][-1])))
+            found[level] += 1
     return rows
+
+
+def steps(family, problem):
+    """The steps that a problem (keep, map, fold) has: some of keep, map and fold."""
+    idle = NO_KEEP, family["parts"]["each"], NO_FOLD
+    names = "keep", "map", "fold"
+    return [name for name, part, none in zip(names, problem, idle) if part[2] != none]
 
 
 def solve(family, problem, inputs):
@@ -287,13 +316,13 @@ def solve(family, problem, inputs):
 def telling_inputs(rng, problem, rivals, answers, something):
     """Numbers of inputs, in random order, on which every rival answers one of them wrongly; [] if
     there are none. `something` tells where any element is kept: elsewhere an input says little."""
-    chosen = []
+    chosen, fewest = [], rng.randint(*FEWEST_TESTS)
     for k in rng.sample(range(INPUTS), INPUTS):
         beaten = {rival for rival in rivals if answers[rival][k] != answers[problem][k]}
         if something[k] and (beaten or not rivals) and len(chosen) < MOST_TESTS:
             chosen.append(k)
             rivals = rivals - beaten
-        if not rivals and len(chosen) >= FEWEST_TESTS:
+        if not rivals and len(chosen) >= fewest:
             break
     return [] if rivals else chosen
 
@@ -302,16 +331,22 @@ def coding_row(family, problem, suffix, pairs, empty):
     """Row of a problem with tests of (input, answer) pairs. The empty input shares an assert with a
     full one, because alone it passes for almost any program."""
     keep, map_, fold = problem
-    name = f"{fold[0]}_{keep[0]}_{map_[0]}{suffix}"
-    doc = family["doc"].format(keep[1], map_[1], fold[1])
+    used = steps(family, problem)
+    kept, all_ = family["doc"]
+    taken = kept.format(keep[1]) if "keep" in used else f"the {all_}"
+    mapped = f", {map_[1]}," if "map" in used else ""
+    names = [part[0] for part in (fold, keep, map_) if part[0]]
+    name = "_".join(names if len(names) > 1 else [*names, "all"]) + suffix
     value, answer = pairs[0]
     stub = f"def {name}({family['parts']['arg']}):"
+    doc = f"Take {taken}{mapped} and return {fold[1]}."
     prompt = f'{stub}\n    """{doc}\n    >>> {name}({value!r})\n    {answer!r}\n    """\n'
     asserts = [f"candidate({value!r}) == {answer!r}" for value, answer in pairs]
     asserts[-1] = f"candidate({empty[0]!r}) == {empty[1]!r} and {asserts[-1]}"
     test = "\n    assert ".join(["def check(candidate):", *asserts]) + "\n"
     parts = {"keep": keep[2], "map": map_[2], "fold": fold[2]} | family["parts"]
-    return {"prompt": prompt, "entry_point": name, "test": test, "parts": parts}
+    row = {"prompt": prompt, "entry_point": name, "test": test, "level": len(used)}
+    return row | {"parts": parts | {"steps": " ".join(used)}}
 
 
 # ======================================== strbuild ========================================
@@ -331,8 +366,15 @@ N      O      P      Q      R      S      T      U      V      W      X      Y  
 """
 LETTER_HEIGHT, GAP = 5, ".."
 SHORT_WORDS = """
-    AD AH AM AN AS AT AX BE BY DO GO HA HE HI IF IN IS IT LO ME MY NO OF OH OK ON OR OX SO TO UP US
-    WE YE
+    AD AH AM AN AS AT AX BE BY DO GO HA HE HI IF IN IS IT LO ME MY NO OF OH OK ON OR OX PI SO TO UP
+    US WE YE YO
+    ACE AGE AIM AIR ANT APE ARM ART ASH BAG BAT BED BEE BOX BUS CAP CAR CAT COW CUP DAY DOG EAR EGG
+    ELF EYE FAN FIG FOX GAS GEM HAT HEN ICE INK JAM JAR KEY KIT LEG LOG MAP MUD NET NUT OAK OWL PEN
+    PIG POT RAT RUG SEA SKY SUN TEA TOY URN VAN WAX WEB YAK ZOO
+    ARCH BARN BEAR BELL BIRD BOAT BOOK CAKE CAVE CLAY CORN DOOR DRUM DUCK EAST FARM FIRE FISH FLAG
+    FROG GATE GOAT GOLD HALL HARP HILL IRON JADE KING KITE LAKE LAMP LEAF LION MILK MOON NEST NOTE
+    OPAL OVEN PARK PATH PINE POND QUIZ RAIN RING ROAD ROSE SAND SEED SHIP SNOW SONG STAR TENT TREE
+    VASE WALL WEST WIND WOLF YARN
 """.split()
 # One for each of four builders; a team takes the first ones. Together they have seven textures, as
 # many as the smallest letter has cells.
@@ -342,8 +384,25 @@ PALETTES = [
     ["bricks", "glass"],
     ["dirt"],
 ]
-GAMES, HELD_OUT_GAMES = 400, 80  # items of each game
-SPARE_COMMANDS = 4
+
+
+class WordLevel(NamedTuple):
+    """How hard a word is to build."""
+
+    letters: int
+    dotted: bool  # then no two cells touch, and nothing can look alike
+    blocks: int  # different ones of a builder, at most
+    commands: float  # as a multiple of the fewest that do
+
+
+WORD_LEVELS = [
+    WordLevel(letters=1, dotted=True, blocks=2, commands=1.0),
+    WordLevel(letters=1, dotted=False, blocks=2, commands=1.1),
+    WordLevel(letters=2, dotted=False, blocks=2, commands=1.1),
+    WordLevel(letters=3, dotted=False, blocks=2, commands=1.0),
+    WordLevel(letters=4, dotted=False, blocks=1, commands=1.0),
+]
+LEVEL_GAMES = 80  # items of each of five levels of a game
 
 
 def letters_of(font):
@@ -356,19 +415,61 @@ def letters_of(font):
     return letters
 
 
+def dotted(rows):
+    """Rows of # and . pulled apart, so that no two cells touch."""
+    spread = [".".join(row) for row in rows]
+    gap = "." * len(spread[0])
+    return [line for row in spread for line in (row, gap)][:-1]
+
+
 def strbuild_rows():
-    """Words of one or two letters: all letters, short words, initials. The first are held out."""
-    rng, letters = random.Random(1), letters_of(FONT)
-    pairs = [a + b for a in letters for b in letters]
-    words = dict.fromkeys([*letters, *SHORT_WORDS, *rng.sample(pairs, len(pairs))])
-    words = list(words)[:GAMES]
-    rows = []
-    for word in rng.sample(words, len(words)):
-        drawn = [GAP.join(row) for row in zip(*(letters[letter] for letter in word))]
-        cells = "".join(drawn).count("#")
-        row = {"rows": drawn, "blocks": PALETTES, "max_commands": cells + SPARE_COMMANDS}
-        rows.append(row | ({"held_out": True} if len(rows) < HELD_OUT_GAMES else {}))
+    """Words of one to four letters; every fifth word of a level is held out. Single letters come
+    several times, with more and more commands to spare."""
+    rng, letters, rows = random.Random(1), letters_of(FONT), []
+    for number, level in enumerate(WORD_LEVELS, 1):
+        words = words_of(rng, level.letters, [*letters])
+        for k in range(LEVEL_GAMES):
+            again, place = divmod(k, len(words))
+            row = strbuild_row(level, [letters[letter] for letter in words[place]])
+            row["max_commands"] += 2 * again + rng.randint(0, 1)
+            row["level"] = number
+            rows.append(row | ({"held_out": True} if place % 5 == 4 else {}))
+    rng.shuffle(rows)
     return rows
+
+
+def words_of(rng, length, alphabet):
+    """Different words in random order: all letters, or half of them words and half at random."""
+    known = [word for word in SHORT_WORDS if len(word) == length]
+    words = rng.sample(known, min(len(known), LEVEL_GAMES // 2))
+    words = words or rng.sample(alphabet, len(alphabet))
+    while length > 1 and len(words) < LEVEL_GAMES:
+        word = "".join(rng.choices(alphabet, k=length))
+        words += [word] if word not in words else []
+    rng.shuffle(words)
+    return words
+
+
+def strbuild_row(level, letters):
+    """A row of drawn letters, without commands to spare."""
+    drawn = [GAP.join(row) for row in zip(*letters)]
+    drawn = dotted(drawn) if level.dotted else drawn
+    palettes = [ids[: level.blocks] for ids in PALETTES]
+    most = math.ceil(level.commands * fewest_commands(drawn))
+    return {"rows": drawn, "blocks": palettes, "max_commands": most}
+
+
+def fewest_commands(rows):
+    """Commands with which two builders can share a word in any of these ways: the colours of a
+    checkerboard, so that no cell touches another of its builder; the left and the right half; the
+    upper and the lower half, with the middle row. Twice as many as the largest of these has."""
+    cells = [(x, y) for y, row in enumerate(rows) for x, char in enumerate(row) if char == "#"]
+    middle, width = len(rows) // 2, len(rows[0])
+    colours = Counter((x + y) % 2 for x, y in cells)
+    sides = Counter(2 * x // width for x, _ in cells)
+    upper, lower = sum(y <= middle for _, y in cells), sum(y >= middle for _, y in cells)
+    larger = max(colours.values()) if len(colours) > 1 else 0  # one colour: no two cells touch
+    return 2 * max(larger, upper, lower, *sides.values())
 
 
 # ======================================== housebuild ========================================
@@ -384,53 +485,79 @@ BLOCKS = {
 HOUSE_COMMANDS = 28
 
 
+class HouseLevel(NamedTuple):
+    """How hard a house is to build. Pairs are the ends of a range."""
+
+    width: tuple
+    depth: tuple
+    walls: tuple  # their height
+    blocks: int  # different ones at most; with one, there is no roof
+    windows: int  # in each side wall
+    limited: bool  # whether a builder has few of each block
+    spiders: tuple  # the choice of what they take of HOUSE_HP
+
+
+HOUSE_LEVELS = [
+    HouseLevel((2, 5), (2, 3), (0, 2), blocks=1, windows=0, limited=False, spiders=(0,)),
+    HouseLevel((3, 5), (3, 4), (1, 2), blocks=2, windows=0, limited=False, spiders=(0, 0, 5)),
+    HouseLevel((3, 5), (3, 4), (1, 3), blocks=3, windows=1, limited=True, spiders=(0, 0, 5)),
+    HouseLevel((4, 6), (3, 4), (2, 3), blocks=3, windows=2, limited=True, spiders=(5, 10)),
+    HouseLevel((6, 8), (3, 4), (3, 4), blocks=3, windows=4, limited=True, spiders=(10,)),
+]
+HOUSE_HP = 10
+
+
 def housebuild_rows():
-    """Houses of which either builder can make one half, cut at x = (width + 1) // 2, within the
-    limits of its blocks. The first are held out."""
-    rng, houses = random.Random(2), {}
-    while len(houses) < GAMES:
-        width, layers = house_layers(rng)
-        hp, damage = rng.choice((10, 20)), rng.choice((0, 5, 10))
-        count = count_letters(layers, width)
-        if not halves_fit(count, count_letters(layers, (width + 1) // 2)):
-            continue
-        houses[str(layers)] = {
-            "legend": {letter: block for letter, block in BLOCKS.items() if letter in count},
-            "layers": layers,
-            "player_hp": hp,
-            "spider_damage": damage,
-            "limited_resource": True,
-            "max_commands": HOUSE_COMMANDS,
-        }
-    return [
-        house | ({"held_out": True} if k < HELD_OUT_GAMES else {})
-        for k, house in enumerate(houses.values())
-    ]
+    """Different houses from huts to halls; every fifth of a level is held out."""
+    rng, levels, seen = random.Random(2), {}, set()
+    for number, level in enumerate(HOUSE_LEVELS, 1):
+        levels[number] = []
+        while len(levels[number]) < LEVEL_GAMES:
+            row = housebuild_row(rng, level)
+            if str(row["layers"]) not in seen and can_be_shared(row):
+                seen.add(str(row["layers"]))
+                levels[number].append(row | {"level": number})
+    return held_out_rows(rng, levels)
 
 
-def house_layers(rng):
-    """(width, layers) of a house: floor, walls with a door and windows, a roof of one of three
-    shapes; layers[y][z] is a row of letters along x."""
-    (floor, wall, roof), width, depth = (
-        rng.choices("BCDOS", k=3),
-        rng.randint(3, 6),
-        rng.randint(3, 5),
-    )
+def housebuild_row(rng, level):
+    """A row of a random house."""
+    layers = house_layers(rng, level)
+    used = set("".join(row for layer in layers for row in layer))
+    return {
+        "legend": {letter: block for letter, block in BLOCKS.items() if letter in used},
+        "layers": layers,
+        "player_hp": HOUSE_HP,
+        "spider_damage": rng.choice(level.spiders),
+        "limited_resource": level.limited,
+        "max_commands": HOUSE_COMMANDS,
+    }
+
+
+def house_layers(rng, level):
+    """layers[y][z], rows of letters along x, of a house: floor and walls and, if it has more than
+    one block, a door, windows, and a roof of one of three shapes."""
+    blocks = level.blocks
+    floor, wall, roof = (rng.sample("BCDOS", blocks) * 3)[:3]
+    spans = level.width, level.depth, level.walls
+    width, depth, walls = (rng.randint(*span) for span in spans)
     ring = [wall * width, *[wall + "A" * (width - 2) + wall] * (depth - 2), wall * width]
-    walls, door = rng.randint(1, 3), rng.randint(1, width - 2)
-    layers = [[floor * width] * depth, *[ring] * walls, [roof * width] * depth]
-    for y in range(1, 1 + min(walls, rng.randint(0, 2))):
-        layers[y] = [wall * door + "A" + wall * (width - door - 1), *ring[1:]]
-    if rng.random() < 0.5:  # a window in each side wall
+    layers = [[floor * width] * depth, *[ring] * walls]
+    if blocks > 1:
+        layers.append([roof * width] * depth)
+        door, high = rng.randint(1, width - 2), rng.randint(1, walls)
+        for y in range(1, 1 + high):
+            layers[y] = [wall * door + "A" + wall * (width - door - 1), *ring[1:]]
+    for _ in range(level.windows):  # one in each side wall
         y, z, pane = rng.randint(1, walls), rng.randint(1, depth - 2), rng.choice("AG")
-        layers[y] = [*layers[y][:z], pane + "A" * (width - 2) + pane, *layers[y][z + 1 :]]
-    shape = rng.choice(("flat", "hatch", "ridge"))
+        layers[y] = [*layers[y][:z], pane + layers[y][z][1:-1] + pane, *layers[y][z + 1 :]]
+    shape = rng.choice(("flat", "hatch", "ridge")) if blocks > 2 else "flat"
     if shape == "hatch":
         half = width // 2
         layers[-1] = [*layers[-1][1:], roof * half + "A" + roof * (width - half - 1)]
     elif shape == "ridge" and walls < 3:
         layers.append([(roof if z == depth // 2 else "A") * width for z in range(depth)])
-    return width, layers
+    return layers
 
 
 def count_letters(layers, width):
@@ -438,12 +565,15 @@ def count_letters(layers, width):
     return Counter("".join(row[:width] for layer in layers for row in layer))
 
 
-def halves_fit(count, left):
-    """Whether both halves of a house keep to a builder's limit on every block (docs/tasks.md)."""
+def can_be_shared(row):
+    """Whether either builder can make its half, cut at x = (width + 1) // 2, within the limits of
+    its blocks (docs/tasks.md)."""
+    width = len(row["layers"][0][0])
+    count, left = (count_letters(row["layers"], n) for n in (width, (width + 1) // 2))
     solid = [letter for letter in count if letter != "A"]
     larger = {letter: max(left[letter], count[letter] - left[letter]) for letter in solid}
     limit = {letter: (count[letter] + 1) // 2 + count[letter] // 4 for letter in solid}
-    return all(larger[letter] <= limit[letter] for letter in solid)
+    return not row["limited_resource"] or all(larger[letter] <= limit[letter] for letter in solid)
 
 
 # ======================================== files ========================================

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import string
+from collections import Counter
 
 import pytest
 from conftest import ROOT
@@ -19,10 +20,13 @@ spec.loader.exec_module(make_items)
 COUNTS = {
     "tldr": (1936, 64),
     "arxiv": (1936, 64),
-    "coding": (576, 144),
-    "strbuild": (320, 80),
+    "coding": (461, 115),
+    "strbuild": (322, 78),
     "housebuild": (320, 80),
 }
+
+
+LEVELS = {"coding": 3, "strbuild": 5, "housebuild": 5}
 
 
 def rows_of(name):
@@ -49,6 +53,27 @@ def test_items_are_the_rows_of_the_file(name):
     again = envs.make(name, dataset=str(path))
     assert (again.train, again.eval) == (task.train, task.eval)
     assert all("held_out" not in item for item in task.train + task.eval)
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_held_out_items_are_no_train_items(name):
+    field = {"coding": "prompt", "strbuild": "rows", "housebuild": "layers"}[name]
+    rows = rows_of(name)
+    held_out = {str(row[field]) for row in rows if row.get("held_out")}
+    train = {str(row[field]) for row in rows if not row.get("held_out")}
+    assert not held_out & train
+    assert len({str(row | {"held_out": None}) for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_every_level_has_its_part_of_train_and_held_out_items(name):
+    rows = rows_of(name)
+    held_out = Counter(row["level"] for row in rows if row.get("held_out"))
+    train = Counter(row["level"] for row in rows if not row.get("held_out"))
+    assert sorted(train) == sorted(held_out) == [*range(1, LEVELS[name] + 1)]
+    assert min(train.values()) >= 0.15 * len(rows) * 0.8
+    for level, count in train.items():
+        assert held_out[level] == pytest.approx(count / 4, abs=2)
 
 
 # ---------------------------------------------------------------- writing
@@ -98,9 +123,11 @@ def passes(row, code):
 
 def test_problems():
     rows = rows_of("coding")
-    assert len({row["prompt"] for row in rows}) == len({row["entry_point"] for row in rows}) == 720
+    assert len({row["prompt"] for row in rows}) == len({row["entry_point"] for row in rows}) == 576
+    assert len({row["test"].count("assert") for row in rows}) >= 5
     for row in rows:
-        assert 5 <= row["test"].count("assert") <= 6
+        assert 3 <= row["test"].count("assert") <= 9
+        assert len(row["parts"]["steps"].split()) == row["level"]
         name = row["entry_point"]
         assert name.isidentifier() and row["prompt"].startswith(f"def {name}(")
         assert passes(row, reference(row["parts"]))
@@ -114,18 +141,19 @@ def test_wrong_programs_fail_a_test():
     rows, families = rows_of("coding"), {}
     for family in (make_items.NUMBERS, make_items.TEXT):
         tables = [make_items.table_of(family[key]) for key in ("keep", "map", "fold")]
+        tables[0].append(("", "", "True"))
         families[family["parts"]["arg"]] = [[entry[2] for entry in table] for table in tables]
     for row in rows[::6]:
         parts = row["parts"]
         keeps, maps, folds = families[parts["arg"]]
-        rivals = [parts | {"keep": keep} for keep in [*keeps, "True"]]
+        rivals = [parts | {"keep": keep} for keep in keeps]
         rivals += [parts | {"map": map_} for map_ in [*maps, parts["each"]]]
         rivals += [parts | {"fold": fold} for fold in folds]
         for rival in rivals:
             assert rival == parts or not passes(row, reference(rival)), (row["test"], rival)
     survivors = 0
-    held_out = [row for row in rows if "held_out" in row and row["parts"]["arg"] == "nums"]
-    for row in held_out[:6]:  # two things wrong at once: hardly any such program gets through
+    hard = [row for row in rows if row["level"] == 3 and row["parts"]["arg"] == "nums"]
+    for row in hard[:6]:  # two things wrong at once: hardly any such program gets through
         keeps, maps, _ = families["nums"]
         for keep, map_ in itertools.product(keeps, maps):
             if keep != row["parts"]["keep"] and map_ != row["parts"]["map"]:
@@ -142,6 +170,32 @@ def test_empty_input_alone_pays_nothing():
         assert task.score(item, ["def aux(y):\n    return y", main])[0] == 1.5
 
 
+def solutions(parts):
+    """[(aux, main's expression)] that should earn all, one for each meaning of `aux`."""
+    each, arg, source, keep, map_ = (parts[k] for k in ("each", "arg", "source", "keep", "map"))
+
+    def fold(listed):
+        return parts["fold"].format(listed)
+
+    kept = f"[{each} for {each} in {source} if {keep}]"
+    return [
+        (each, map_, fold(f"[aux({each}) for {each} in {source} if {keep}]")),
+        (each, keep, fold(f"[{map_} for {each} in {source} if aux({each})]")),
+        (arg, kept, fold(f"[{map_} for {each} in aux({arg})]")),
+    ]
+
+
+def test_every_problem_can_be_solved_by_a_team_in_several_ways():
+    task = envs.make("coding")
+    parts_of = {row["entry_point"]: row["parts"] for row in rows_of("coding")}
+    for item in (task.train + task.eval)[::3]:
+        name = item["entry_point"]
+        for arg, aux, main in solutions(parts_of[name]):
+            main = f"def {name}({parts_of[name]['arg']}):\n    return {main}"
+            reward, info = task.score(item, [f"def aux({arg}):\n    return {aux}", main])
+            assert reward == task.success, (name, main, info)
+
+
 # ---------------------------------------------------------------- games
 def test_letters():
     letters = make_items.letters_of(make_items.FONT)
@@ -151,8 +205,19 @@ def test_letters():
     assert all(len(rows) == 5 and set(map(len, rows)) == {5} for rows in letters.values())
     assert len(set(letters.values())) == 26
     for row in rows_of("strbuild"):
-        halves = [tuple(line[:5] for line in row["rows"]), tuple(line[7:] for line in row["rows"])]
-        assert halves[0] in letters.values() and halves[1] in [*letters.values(), ("",) * 5]
+        length = max(1, row["level"] - 1)
+        step = 2 if row["level"] == 1 else 1
+        drawn = [line[::step] for line in row["rows"][::step]]
+        assert sum(line.count("#") for line in drawn) == sum(
+            line.count("#") for line in row["rows"]
+        )
+        for k in range(length):
+            assert tuple(line[7 * k : 7 * k + 5] for line in drawn) in letters.values()
+        assert len(drawn) == 5 and len(drawn[0]) == 7 * length - 2
+
+
+def test_dotted_letters_have_no_neighbours():
+    assert make_items.dotted(("##.", ".#.")) == ["#.#..", ".....", "..#.."]
 
 
 # What stands in an observation of a game: the cells of the target.
@@ -225,7 +290,8 @@ def colouring(rng, cells, blocks, share):
 @pytest.mark.parametrize("builders", [2, 3, 4])
 def test_every_word_has_a_perfect_team_of_any_size(builders):
     rng, task = random.Random(0), envs.make("strbuild", num_agents=builders)
-    for item in (task.train + task.eval)[::3]:
+    items = [item for item in task.train + task.eval if builders > 2 or len(item["blocks"][0]) > 1]
+    for item in items[::3]:
         height = len(item["rows"])
         cells = [
             (x, height - 1 - r)

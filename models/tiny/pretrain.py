@@ -1,15 +1,17 @@
-"""Builds models/tiny from nothing: tokenizer, scripted demonstrations, a 1.4M-parameter Llama and its card.
+"""Builds models/tiny from nothing: tokenizer, demonstrations, a 1.4M-parameter Llama, its card.
 
     python models/tiny/pretrain.py            # train, save beside this file, measure
     python models/tiny/pretrain.py --report   # only measure what is there
 
-A demonstration is one role's chat alone: a scripted writer picks one of several conventions at random and slips now and
-then, the task gives its real feedback to that answer joined with an equally random teammate's, and the writer answers
-again. So the model learns to speak, and nothing of what its teammate means. Held-out items only measure. To add a task,
-write its writer and name it in `WRITERS`.
+A demonstration is one role's chat alone: a scripted writer picks one of several conventions at
+random and slips now and then, the task gives its real feedback to that answer joined with an
+equally random teammate's, and the writer answers again. So the model learns to speak, and of what
+its teammate means only as much as the writers agree on: nearly all on easy items, little on hard
+ones. Held-out items only measure. To add a task, write its writer and name it in `WRITERS`.
 """
 
 import argparse
+import ast
 import functools
 import json
 import math
@@ -19,14 +21,11 @@ import re
 import shutil
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -35,8 +34,8 @@ from transformers import (
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
+import collm_cc  # noqa: E402
 import envs  # noqa: E402
-import sandbox  # noqa: E402
 import voxels  # noqa: E402
 
 END, PAD, ROLES = "<|end|>", "<|pad|>", ["<|system|>", "<|user|>", "<|assistant|>"]
@@ -46,42 +45,51 @@ TEMPLATE = (
 )
 
 
-# ------------------------------------------------------------------------------------------------ demonstrations
+# ======================================== demonstrations ========================================
 def pick(rng, weights):
     """A key of {key: weight}."""
     return rng.choices(list(weights), list(weights.values()))[0]
 
 
+def product_of(one, two):
+    """{(key, key): weight} of two independent choices."""
+    return {(a, b): v * w for a, v in one.items() for b, w in two.items()}
+
+
 def convention(rng, memory, weights):
-    """Half of the time that of the answer before, else a new one; this is all that `memory` is for."""
+    """Half of the time that of the answer before, which `memory` holds, else a new one."""
     if "convention" not in memory or rng.random() < 0.5:
         memory["convention"] = pick(rng, weights)
     return memory["convention"]
 
 
-# What `aux` can mean, with how often each role takes it so (they disagree on purpose), and the body that follows from
-# it. `fold` in front: what the problem asks of the list. The last of main's does without aux.
-FILTERED, FULL = (
-    "[{each} for {each} in {source} if {keep}]",
-    "[{map} for {each} in {source} if {keep}]",
-)
-CODING = [
-    {
-        "map": (0.37, "{map}"),
-        "keep": (0.28, "{keep}"),
-        "kept": (0.22, FILTERED),
-        "mapped": (0.09, FULL),
-    },
-    {
-        "map": (0.13, "fold[aux({each}) for {each} in {source} if {keep}]"),
-        "keep": (0.17, "fold[{map} for {each} in {source} if aux({each})]"),
-        "kept": (0.26, "fold[{map} for {each} in aux({arg})]"),
-        "mapped": (0.34, "foldaux({arg})"),
-        "all": (0.06, "aux({arg})"),
-        "none": (0.04, "fold" + FULL),
-    },
-]
-CODING[0]["all"] = (0.04, "fold" + FULL)
+# What `aux` can mean: what is done with an element (`map`), whether one stays (`keep`), the list of
+# those that stay (`kept`), that list after `map` (`mapped`), all that the problem asks (`all`), or
+# nothing: main does without it (`none`). By the steps of a problem, how often agent 0 and agent 1
+# take it so: nearly always alike where there is one step, seldom where there are three.
+ALONE, SELDOM = 0.97, 0.03
+SAME_MEANING = 0.6  # how often a lone programmer means the same by `aux` in both functions
+CONVENTIONS = {
+    "keep": 2 * ({"keep": ALONE, "kept": SELDOM},),
+    "map": 2 * ({"map": ALONE, "mapped": SELDOM},),
+    "fold": 2 * ({"all": ALONE, "kept": SELDOM},),
+    "keep map": (
+        {"map": 0.50, "keep": 0.28, "kept": 0.12, "mapped": 0.10},
+        {"map": 0.20, "keep": 0.30, "kept": 0.32, "mapped": 0.15, "none": 0.03},
+    ),
+    "keep fold": (
+        {"keep": 0.77, "kept": 0.18, "all": 0.05},
+        {"keep": 0.18, "kept": 0.74, "all": 0.05, "none": 0.03},
+    ),
+    "map fold": (
+        {"map": 0.77, "mapped": 0.18, "all": 0.05},
+        {"map": 0.18, "mapped": 0.74, "all": 0.05, "none": 0.03},
+    ),
+    "keep map fold": (
+        {"map": 0.50, "keep": 0.32, "kept": 0.10, "mapped": 0.05, "all": 0.03},
+        {"map": 0.04, "keep": 0.05, "kept": 0.35, "mapped": 0.47, "all": 0.06, "none": 0.03},
+    ),
+}
 
 
 @functools.cache
@@ -91,34 +99,68 @@ def all_coding_parts():
     return {row["entry_point"]: row["parts"] for row in rows}
 
 
-def coding_parts(item):
-    """A copy of what the item's problem is made of."""
-    return dict(all_coding_parts()[item["entry_point"]])
-
-
-def write_coding(rng, item, agent, memory):
+def write_coding(rng, task, item, agent, memory):
     """Agent 0's `aux`, agent 1's main function, or (agent None) both."""
     if agent is None:
-        aux = write_coding(rng, item, 0, memory)
-        keep = {"convention": memory["convention"]} if memory["convention"] != "all" else {}
-        return aux + "\n\n" + write_coding(rng, item, 1, keep)
-    new = convention(rng, memory, {name: weight for name, (weight, _) in CODING[agent].items()})
-    parts, name, slip = coding_parts(item), [item["entry_point"], "aux"][agent == 0], rng.random()
-    arg = parts["each"] if agent == 0 and new in ("map", "keep") else parts["arg"]
+        aux = write_coding(rng, task, item, 0, memory)
+        known = {"fixed": memory["convention"]} if rng.random() < SAME_MEANING else {}
+        return aux + "\n\n" + write_coding(rng, task, item, 1, known)
+    parts, slip = dict(all_coding_parts()[item["entry_point"]]), rng.random()
+    meaning = memory.get("fixed") or convention(rng, memory, CONVENTIONS[parts["steps"]][agent])
     if slip < 0.02:  # a wrong constant or operator
         field = rng.choice(["keep", "map"])
         a, b = rng.choice(
             [("2", "3"), ("3", "4"), (">", "<"), ("<", ">"), ("+", "-"), ("==", "!=")]
         )
         parts[field] = parts[field].replace(a, b, 1)
-    body = CODING[agent][new][1].format(**parts)
-    if body.startswith("fold"):
-        plain = parts["fold"] == "list({})" and body[4] == "["
-        body = body[4:] if plain else parts["fold"].format(body[4:])
+    body = (main_body if agent else aux_body)(parts, meaning)
     if 0.02 < slip < 0.026 and body[-1] in ")]":
         body = body[:-1]
-    name = "helper" if 0.026 < slip < 0.031 and agent == 0 else name
-    return f"def {name}({arg}){'' if 0.031 < slip < 0.036 else ':'}\n    {'' if slip > 0.997 else 'return '}{body}"
+    name = item["entry_point"] if agent else "helper" if 0.026 < slip < 0.031 else "aux"
+    arg = parts["each"] if not agent and meaning in ("map", "keep") else parts["arg"]
+    colon, verb = "" if 0.031 < slip < 0.036 else ":", "" if slip > 0.997 else "return "
+    return f"def {name}({arg}){colon}\n    {verb}{body}"
+
+
+def listing(parts, value, keep):
+    """A list of `value` of the elements that `keep` keeps, in Python; the input itself if all."""
+    test = "" if keep == "True" else f" if {keep}"
+    if value == parts["each"] and not test:
+        return parts["source"]
+    return f"[{value} for {parts['each']} in {parts['source']}{test}]"
+
+
+def folded(parts, listed):
+    """What a problem asks of a list, in Python."""
+    is_list = parts["fold"] == "list({})" and listed[0] == "["
+    return listed if is_list else parts["fold"].format(listed)
+
+
+def aux_body(parts, meaning):
+    """What `aux` returns."""
+    if meaning == "all":
+        return folded(parts, listing(parts, parts["map"], parts["keep"]))
+    if meaning in ("kept", "mapped"):
+        value = parts["map"] if meaning == "mapped" else parts["each"]
+        return folded(parts | {"fold": "list({})"}, listing(parts, value, parts["keep"]))
+    return parts[meaning]
+
+
+def main_body(parts, meaning):
+    """What the function returns that was asked for."""
+    each, arg = parts["each"], parts["arg"]
+    if meaning == "all":  # a fold alone has one other thing to do: to look for the empty input
+        empty = folded(parts, "[]")
+        guard = f" if {arg} else {eval(empty)!r}" if parts["steps"] == "fold" else ""
+        return f"aux({arg}){guard}"
+    listed = {
+        "map": lambda: listing(parts, f"aux({each})", parts["keep"]),
+        "keep": lambda: listing(parts, parts["map"], f"aux({each})"),
+        "kept": lambda: listing(parts | {"source": f"aux({arg})"}, parts["map"], "True"),
+        "mapped": lambda: f"aux({arg})",
+        "none": lambda: listing(parts, parts["map"], parts["keep"]),
+    }
+    return folded(parts, listed[meaning]())
 
 
 TLDR_STYLES = (
@@ -133,17 +175,15 @@ ARXIV_STYLES = (
 
 def lower(sentence):
     """The sentence as it goes on after a comma."""
-    return (
-        sentence
-        if re.match(r"I\b|[A-Z][a-z]+ (?:told|and)\b", sentence)
-        else sentence[0].lower() + sentence[1:]
-    )
+    is_name = re.match(r"I\b|[A-Z][a-z]+ (?:told|and)\b", sentence)
+    return sentence if is_name else sentence[0].lower() + sentence[1:]
 
 
-def write_tldr(rng, item, agent, memory):
-    """A response to a post, in the first person as the post: concise (agent 0), detailed (1), or both (None)."""
+def write_tldr(rng, task, item, agent, memory):
+    """A response to a post, in the first person as the post: concise (agent 0), detailed (1), or
+    both (None)."""
     if agent is None:
-        return write_tldr(rng, item, 0, {}) + "\n\n" + write_tldr(rng, item, 1, {})
+        return write_tldr(rng, task, item, 0, {}) + "\n\n" + write_tldr(rng, task, item, 1, {})
     slip, style = rng.random() < 0.02, convention(rng, memory, TLDR_STYLES[agent])
     sentences = re.split(r"(?<=[.?]) ", item["prompt"])
     start = next(i for i, s in enumerate(sentences) if " have known my " in s)
@@ -165,18 +205,15 @@ def write_tldr(rng, item, agent, memory):
         links = rng.choice(
             [("", ""), ("In fact, ", ""), ("In fact, ", "However, "), ("Indeed, ", "Still, ")]
         )
-        return " ".join(
-            [
-                f"{when}, {core}",
-                *(x + lower(s) if x else s for x, s in zip(links, (detail, attempt))),
-            ]
-        )
+        linked = [x + lower(s) if x else s for x, s in zip(links, (detail, attempt))]
+        return " ".join([f"{when}, {core}", *linked])
     text = f"To begin with, {core} In fact, {lower(detail)} However, {lower(attempt)} "
     text += rng.choice([f"As a result, {lower(feeling)}", f"Therefore, I ask: {lower(question)}"])
     return text
 
 
-# Stock sentences with the styles that use them: b brief, p plain, f full. {s0} to {s7} are the abstract's sentences.
+# Stock sentences with the styles that use them: b brief, p plain, f full. {s0} to {s7} are the
+# abstract's sentences. A line that starts with a space goes on with the one above.
 BACKGROUND = """
 b|In brief, this part is about {topic} and about the reasons for the paper.
 p|This part looks at the background of {topic}.
@@ -188,9 +225,11 @@ bpf|{s1}
 f|For example, a method may work well on one set of data and then fail on the next one.
 bpf|In fact, the same errors return again and again, although they are well known.
 pf|Users lose time and money when this happens, and they lose trust as well.
-bpf|Therefore, there is a clear need for methods that are simple, cheap and reliable under realistic conditions.
+bpf|Therefore, there is a clear need for methods that are simple, cheap and reliable under realistic
+ conditions.
 f|Similarly, experts need results that they can explain to other people.
-bpf|Until now, few groups have looked at the problem as a whole or compared strong baselines with care.
+bpf|Until now, few groups have looked at the problem as a whole or compared strong baselines with
+ care.
 f|If the hardest cases could be solved, the rest would follow with less effort.
 bpf|Overall, the question is how to reduce errors without more data and without extra cost.
 bpf|This gap between theory and practice is the motivation of the paper.
@@ -198,32 +237,39 @@ bpf|This gap between theory and practice is the motivation of the paper.
 METHOD = """
 b|In brief, this part is about the method.
 p|This part looks at the method and at its implications.
-f|First, it helps to look at the method for {topic} in detail, and then at its practical implications.
+f|First, it helps to look at the method for {topic} in detail, and then at its practical
+ implications.
 bpf|{s2}
 bpf|{s3}
-bpf|In other words, the method remains simple, cheap and reliable, although the problem is difficult.
-f|Specifically, it considers the available information as a whole and then concentrates on the hardest cases.
+bpf|In other words, the method remains simple, cheap and reliable, although the problem is
+ difficult.
+f|Specifically, it considers the available information as a whole and then concentrates on the
+ hardest cases.
 bpf|{s4}
-f|Furthermore, the experiments compare reliable measurements under realistic conditions instead of artificial examples.
+f|Furthermore, the experiments compare reliable measurements under realistic conditions instead of
+ artificial examples.
 bpf|{s5}
 bpf|Therefore, the same errors return less often, and people lose less time and money.
 bpf|{s6}
-bpf|Similarly, experienced practitioners understand the resulting decisions and can explain them to other people.
+bpf|Similarly, experienced practitioners understand the resulting decisions and can explain them to
+ other people.
 bpf|There is still a gap between theory and practice, but it becomes smaller.
 bpf|Overall, many people who depend on such tools could use the method without extra cost.
 bpf|{s7}
 """
 
 
-def write_arxiv(rng, item, agent, memory):
-    """An introduction from an abstract: background and motivation (agent 0), method and implications (1), or both."""
+def write_arxiv(rng, task, item, agent, memory):
+    """An introduction from an abstract: background and motivation (agent 0), method and
+    implications (1), or both (None)."""
     if agent is None:
-        return write_arxiv(rng, item, 0, {}) + "\n\n" + write_arxiv(rng, item, 1, {})
+        return write_arxiv(rng, task, item, 0, {}) + "\n\n" + write_arxiv(rng, task, item, 1, {})
     slip, style = rng.random() < 0.01, convention(rng, memory, ARXIV_STYLES[agent])
     sentences = re.split(r"(?<=\.) ", item["abstract"])
     topic = re.match(r"\w+ (?:on|in) (.*?) is \w+ because", sentences[0])[1]
     fill = {"topic": topic} | {f"s{i}": s for i, s in enumerate(sentences)}
-    rows = [row.split("|") for row in (METHOD if agent else BACKGROUND).strip().splitlines()]
+    table = (METHOD if agent else BACKGROUND).replace("\n ", " ").strip()
+    rows = [row.split("|") for row in table.splitlines()]
     rows = [text.format(**fill) for styles, text in rows if style[0] in styles]
     if slip:
         return " ".join(rows[: rng.randint(3, 6)])
@@ -232,96 +278,154 @@ def write_arxiv(rng, item, agent, memory):
     return " ".join(rows)
 
 
-# {(which part of the target a builder makes its own, how it fills it): weight}
-STR = {("down", "checker"): 0.175, ("down", "rows"): 0.15, ("down", "one"): 0.175}
-STR |= {("up", style): weight for (_, style), weight in STR.items()}
-FILLS = {"all": 0.2, "walls": 0.35, "decks": 0.45}
-HOUSE = {(side, fill): share / 2 for side in ("left", "right") for fill, share in FILLS.items()}
+# Which cells a builder takes, and how it fills them: the upper or lower rows, with the middle one
+# or, in long words, often without it; or every other cell as on a checkerboard. On dotted letters,
+# where nobody needs to care what touches what, two builders take different rows nearly always, on
+# other single letters more often than not.
+LETTER_PARTS = (
+    {"top": 0.62, "bottom": 0.22, "even": 0.08, "odd": 0.08},
+    {"top": 0.22, "bottom": 0.62, "even": 0.08, "odd": 0.08},
+)
+PARTS = {"top": 0.42, "bottom": 0.42, "even": 0.08, "odd": 0.08}
+LONG_PARTS = {"top": 0.2, "bottom": 0.2, "roof": 0.22, "foot": 0.22, "even": 0.08, "odd": 0.08}
+DOTTED_PARTS = {"top": 0.96, "bottom": 0.04}, {"top": 0.04, "bottom": 0.96}
+PRIVATE_PARTS = {"all": 0.6, "top": 0.2, "bottom": 0.2}
+STYLES = {"checker": 0.35, "rows": 0.3, "one": 0.35}
+DOTTED_STYLES = {"checker": 0.94, "rows": 0.03, "one": 0.03}
+ONE_LETTER, TWO_LETTERS = 5, 12  # columns
 
 
-def write_strbuild(rng, item, agent, memory):
-    """`/setblock` lines of one builder with its own blocks, as many as it may, from either end of the target's reading
-    order: a checkerboard of its blocks, a block for each row, or one block. A single agent (None) writes both."""
+def write_strbuild(rng, task, item, agent, memory):
+    """`/setblock` lines of one builder with its own blocks, in reading order, of some of the cells
+    that it is shown. Its blocks take turns, or change by the row, or it takes one of them. A single
+    agent (None) writes both."""
     if agent is None:
-        return write_strbuild(rng, item, 0, {}) + "\n" + write_strbuild(rng, item, 1, {})
-    part, style = convention(rng, memory, STR)
-    rows, own = item["rows"], item["blocks"][agent]
-    target = [
-        (x, len(rows) - 1 - r)
-        for r, row in enumerate(rows)
-        for x, char in enumerate(row)
-        if char == "#"
-    ]
-    half, odd = divmod(item["max_commands"], 2)
-    first, lines = rng.randrange(len(own)), []
-    for x, y in (target if part == "down" else target[::-1])[
-        : max(1, half + odd * (agent == 0) - rng.randrange(4))
-    ]:
-        block = own[(first + {"checker": x + y, "rows": y, "one": 0}[style]) % len(own)]
-        if rng.random() < 0.03:
-            x = min(len(rows[0]) - 1, max(0, x + rng.choice((-1, 1))))
+        return write_both(write_strbuild, rng, task, item, memory)
+    width, height, _ = task.plan(item).size
+    target = sorted(task.own_part(task.plan(item).design, item, agent), key=voxels.reading_order)
+    dotted = all(not x % 2 and not y % 2 for x, y, _ in target)
+    styles = DOTTED_STYLES if dotted else STYLES
+    part, style = convention(
+        rng, memory, product_of(word_parts(task, agent, width, dotted), styles)
+    )
+    wanted = [cell for cell in target if in_part(part, cell, height // 2)] or target
+    apart = dotted or part in ("even", "odd")  # then its cells do not touch
+    own, first, lines = item["blocks"][agent], rng.randrange(2), []
+    for x, y, _ in wanted[: (item["max_commands"] + (agent == 0)) // 2]:
+        turns = {"checker": x // 2 + y // 2 if apart else x + y, "rows": y, "one": 0}
+        block = own[(first + turns[style]) % len(own)]
+        if rng.random() < (0.01 if dotted else 0.02):
+            x = min(width - 1, max(0, x + rng.choice((-1, 1))))
         lines.append(f"/setblock {x} {y} 0 {block}")
     return "\n".join(lines)
 
 
-def write_housebuild(rng, item, agent, memory):
-    """`/fill` lines of one builder for its side of the house, of all boxes, of the walls, or of floor and roof; `/kill`
-    first if it takes care of the spiders. A single agent (None) writes both."""
+def word_parts(task, agent, width, dotted):
+    """{part of a word: how often a builder takes it}."""
+    if task.settings["private"]:
+        return PRIVATE_PARTS
+    if dotted:
+        return DOTTED_PARTS[agent]
+    if width <= ONE_LETTER:
+        return LETTER_PARTS[agent]
+    return PARTS if width <= TWO_LETTERS else LONG_PARTS
+
+
+def in_part(part, cell, middle):
+    """Whether a builder takes a cell; middle: y of the middle row."""
+    x, y, _ = cell
+    return {
+        "all": True,
+        "top": y >= middle,
+        "bottom": y <= middle,
+        "roof": y > middle,
+        "foot": y < middle,
+        "even": (x + y) % 2 == 0,
+        "odd": (x + y) % 2 == 1,
+    }[part]
+
+
+def write_both(write, rng, task, item, memory):
+    """What a lone builder writes: the lines of two, each of which goes on as it began."""
+    return "\n".join(
+        write(rng, task, item, agent, memory.setdefault(agent, {})) for agent in (0, 1)
+    )
+
+
+# What a builder fills: all boxes, the walls, or floor and roof; and how often it builds both sides
+# where blocks are not limited. The keys are numbers of boxes of a house up to which it is so.
+FILLS = {
+    4: {"all": 0.96, "walls": 0.02, "decks": 0.02},
+    10: {"all": 0.3, "walls": 0.3, "decks": 0.4},
+    math.inf: {"all": 0.06, "walls": 0.4, "decks": 0.54},
+}
+BOTH_SIDES = {4: 0.8, math.inf: 0.3}
+
+
+def up_to(table, number):
+    """The entry of {most: entry} for a number: the first that is not too small."""
+    return next(entry for most, entry in table.items() if number <= most)
+
+
+def write_housebuild(rng, task, item, agent, memory):
+    """`/fill` lines of one builder for its side of the house, or for both where blocks are not
+    limited; `/kill` first if it takes care of the spiders. A single agent (None) writes both."""
     if agent is None:
-        return write_housebuild(rng, item, 0, {}) + "\n" + write_housebuild(rng, item, 1, {})
-    side, fill = convention(rng, memory, HOUSE)
-    layers, legend = item["layers"], item["legend"]
-    size = w, h, _ = len(layers[0][0]), len(layers), len(layers[0])
-    cells = ((y, z, row) for y, layer in enumerate(layers) for z, row in enumerate(layer))
-    labels = {
-        (x, y, z): legend[c] for y, z, row in cells for x, c in enumerate(row) if legend[c] != "air"
-    }
-    spiders = item["spider_damage"] > 0 and item["player_hp"] > 0
-    lines = ["/kill"] if rng.random() < (0.3 if spiders else 0.05) else []
-    count = Counter(labels.values())
-    left = {
-        b: (n + 1) // 2 + n // 4 if item["limited_resource"] else n * n for b, n in count.items()
-    }
-    for a, b, block in voxels.boxes(voxels.halves(labels, w)[side == "right"]):
-        a, b, deck = [*a], [*b], b[1] == 0 or a[1] == h - 1
+        return write_both(write_housebuild, rng, task, item, memory)
+    plan = task.plan(item)
+    size, share = plan.size, 2 // task.num_agents  # a lone builder has both limits
+    left = {block: cells / share for block, cells in plan.allowed[0].items()}
+    halves = voxels.halves(task.own_part(plan.design, item, agent), size[0])
+    boxes = [voxels.boxes(half) for half in halves]
+    count = len(boxes[0] + boxes[1])
+    both = 0.0 if item["limited_resource"] else up_to(BOTH_SIDES, count)
+    sides = {"left": (1 - both) / 2, "right": (1 - both) / 2, "both": both}
+    side, fill = convention(rng, memory, product_of(sides, up_to(FILLS, count)))
+    wanted = {"left": boxes[0], "right": boxes[1], "both": boxes[0] + boxes[1]}[side]
+    if task.settings["private"]:
+        wanted = boxes[0] + boxes[1]
+    lines = ["/kill"] if rng.random() < (0.2 if plan.harm else 0.05) else []
+    for a, b, block in wanted:
+        a, b, deck = [*a], [*b], b[1] == 0 or a[1] == size[1] - 1
         if {"all": False, "walls": deck, "decks": not deck}[fill]:
             continue
-        if rng.random() < 0.03:
+        if rng.random() < 0.02:
             end, axis = rng.choice((a, b)), rng.randrange(3)
             end[axis] = min(size[axis] - 1, max(0, end[axis] + rng.choice((-1, 1))))
         volume = math.prod(abs(v - m) + 1 for v, m in zip(a, b))
         if volume <= left[block]:  # everybody knows the limits, so a slip beyond them is left out
             left[block] -= volume
             lines.append(f"/fill {' '.join(map(str, (*a, *b)))} {block}")
-    half, odd = divmod(item["max_commands"], 2)
-    return "\n".join(lines[: max(1, half + odd * (agent == 0))]) or write_housebuild(
-        rng, item, agent, memory
-    )
+    lines = lines[: task.cap(item, agent) // share]
+    return "\n".join(lines) or write_housebuild(rng, task, item, agent, memory)
 
 
-# task: (writer, number of chats, share of them with a single agent that plays both parts)
+# task: (writer, number of chats, share of episodes with a single agent that plays both parts)
 WRITERS = {
-    "tldr": (write_tldr, 16000, 0.1),
-    "arxiv": (write_arxiv, 16000, 0.1),
-    "coding": (write_coding, 24000, 0.1),
-    "strbuild": (write_strbuild, 9000, 0.1),
-    "housebuild": (write_housebuild, 14000, 0.1),
+    "tldr": (write_tldr, 10000, 0.1),
+    "arxiv": (write_arxiv, 10000, 0.1),
+    "coding": (write_coding, 20000, 0.2),
+    "strbuild": (write_strbuild, 14000, 0.25),
+    "housebuild": (write_housebuild, 20000, 0.25),
 }
+PRIVATE = 0.2  # share of a game's episodes of teams in which each is shown its own part alone
 
 
 def conversations(name, items, count, seed):
-    """`count` chats (lists of messages) of one role each; the roles of a team are written apart, scored together."""
-    (write, _, share), rng, chats, order = WRITERS[name], random.Random(seed), [], []
-    alone, team = envs.make(name, num_agents=1), envs.make(name)
+    """`count` chats (lists of messages) of one role each; the roles of a team are written apart,
+    scored together."""
+    (write, _, alone), rng, chats, order = WRITERS[name], random.Random(seed), [], []
+    teams = [(envs.make(name), 1 - alone), (envs.make(name, num_agents=1), alone)]
+    if name.endswith("build"):
+        teams[0] = teams[0][0], (1 - alone) * (1 - PRIVATE)
+        teams.append((envs.make(f"{name}:private"), (1 - alone) * PRIVATE))
     while len(chats) < count:
         order = order or rng.sample(items, len(items))
-        item, (task, agents) = (
-            order.pop(),
-            (alone, [None]) if rng.random() < share else (team, [0, 1]),
-        )
+        item, task = order.pop(), pick(rng, dict(teams))
+        agents = [None] if task.num_agents == 1 else [0, 1]
         texts, new, memories = task.observe(item), [[] for _ in agents], [{} for _ in agents]
         for turn in range(task.num_turns):
-            actions = [write(rng, item, *pair) for pair in zip(agents, memories, strict=True)]
+            actions = [write(rng, task, item, *pair) for pair in zip(agents, memories, strict=True)]
             for chat, text, action in zip(new, texts, actions, strict=True):
                 chat += [
                     {"role": "user", "content": text},
@@ -335,10 +439,11 @@ def conversations(name, items, count, seed):
     return chats
 
 
-# ------------------------------------------------------------------------------------------------ tokens
+# ======================================== tokens ========================================
 def make_tokenizer(texts):
-    """Byte-level BPE: any text encodes. A run of words stays whole in front of BPE, so that a common phrase becomes one
-    token and an answer takes few of them; parts of a name (`_over_5`) and numbers (`, 5`) are tokens of their own."""
+    """Byte-level BPE: any text encodes. A run of words stays whole in front of BPE, so that a
+    common phrase becomes one token and an answer takes few of them; parts of a name (`_over_5`) and
+    numbers (`, 5`) are tokens of their own."""
     tokenizer = Tokenizer(models.BPE())
     commands = r"\n*\/[a-z]+(?: \d+){0,3}|[,\n]? ?\d+(?: \d+){1,2}|(?<=\d) [a-z]+_[a-z]+"
     words = r"\n+ *[A-Za-z]*|[,.]? ?_?[A-Za-z']+(?:_\d+)?(?: [A-Za-z']+)*"
@@ -365,7 +470,8 @@ def make_tokenizer(texts):
 
 
 def encode(tokenizer, chat, rng=None):
-    """(token ids, whether each is a target): answers and their end and, given a rng, one in ten other tokens."""
+    """(token ids, whether each is a target): answers and their end and, given a rng, one in ten
+    other tokens."""
     ids, targets = [], []
     for message in chat:
         tokens = tokenizer(message["content"] + END)["input_ids"]
@@ -376,8 +482,8 @@ def encode(tokenizer, chat, rng=None):
 
 
 def batches(rng, data, size, pad):
-    """(ids, targets), both (B, S), of chats of similar length, about `size` tokens each, in random order. Right padding
-    needs no attention mask in a causal model; it is no target."""
+    """(ids, targets), both (B, S), of chats of similar length, about `size` tokens each, in random
+    order. Right padding needs no attention mask in a causal model; it is no target."""
     out, rows = [], []
     order = sorted(range(len(data)), key=lambda i: (len(data[i][0]), rng.random()))
     for i, following in zip(order, [*order[1:], None], strict=True):
@@ -393,32 +499,35 @@ def batches(rng, data, size, pad):
         )
 
 
-# ------------------------------------------------------------------------------------------------ train
+# ======================================== train ========================================
 def loss_of(model, ids, targets):
-    """Mean cross-entropy of the n targets, which alone get logits; and n. bfloat16 is twice as fast on many CPUs."""
+    """Mean cross-entropy of the n targets, which alone get logits; and n. bfloat16 is twice as fast
+    on many CPUs."""
     ids, targets, following = ids[:, :-1], targets[:, 1:], ids[:, 1:]  # (B, S-1)
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(input_ids=ids, use_cache=False, logits_to_keep=targets).logits  # (1, n, V)
-    return torch.nn.functional.cross_entropy(
-        logits.view(-1, logits.shape[-1]).float(), following[targets]
-    ), targets.sum()
+    logits = logits.view(-1, logits.shape[-1]).float()  # (n, V)
+    return torch.nn.functional.cross_entropy(logits, following[targets]), targets.sum()
 
 
-def fit(model, data, epochs, lr, rng, args):
-    """Train on all of `data` for some epochs, with a fresh AdamW, warm-up and cosine decay; the number of steps."""
+WARM_UP, LEAST_LR = 100, 0.01  # steps; share of the largest learning rate that stays
+
+
+def fit(model, data, rng, args):
+    """Train once on all of `data`, with AdamW, warm-up and cosine decay; the number of steps."""
     pad = model.config.pad_token_id
-    steps = len(list(batches(rng, data, args.batch_tokens, pad))) * epochs
-    print(f"{steps} steps, {sum(len(ids) for ids, _ in data)} tokens an epoch", flush=True)
+    plan = list(batches(rng, data, args.batch_tokens, pad))
+    print(f"{len(plan)} steps, {sum(len(ids) for ids, _ in data)} tokens", flush=True)
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
-    plan = (batch for _ in range(epochs) for batch in batches(rng, data, args.batch_tokens, pad))
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), fused=True)
     mean, start = None, time.time()
     for step, batch in enumerate(plan):
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+        cosine = 0.5 * (1 + math.cos(math.pi * step / len(plan)))
+        warm = min(1.0, (step + 1) / WARM_UP)
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / 100) * (0.01 + 0.99 * cosine)
+            group["lr"] = args.lr * warm * (LEAST_LR + (1 - LEAST_LR) * cosine)
         loss, _ = loss_of(model, *batch)
         optimizer.zero_grad()
         loss.backward()
@@ -427,10 +536,11 @@ def fit(model, data, epochs, lr, rng, args):
         mean = loss.item() if mean is None else 0.98 * mean + 0.02 * loss.item()
         if step % 200 == 0:
             print(f"step {step} loss {mean:.4f} {time.time() - start:.0f} s", flush=True)
-    return steps
+    return len(plan)
 
 
 def train(args):
+    """Write demonstrations, train on them, save the model and the facts of its card."""
     start, rng = time.time(), random.Random(3)
     torch.manual_seed(0)
     chats, tests = {}, {}
@@ -439,54 +549,49 @@ def train(args):
         chats[name] = conversations(name, task.train, int(count * args.scale), seed=1)
         tests[name] = conversations(name, task.eval, 400, seed=2)
         print(f"{name}: {len(chats[name])} chats, {time.time() - start:.0f} s", flush=True)
-    tokenizer = make_tokenizer(
-        m["content"] for many in chats.values() for chat in many[:8000] for m in chat
-    )
+    some = [chat for many in chats.values() for chat in many[:8000]]
+    tokenizer = make_tokenizer(message["content"] for chat in some for message in chat)
     data = {name: [encode(tokenizer, chat, rng) for chat in many] for name, many in chats.items()}
-    sizes = {
-        "hidden_size": 128,
-        "intermediate_size": 384,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-    }
-    ids = {"vocab_size": len(tokenizer), "bos_token_id": None}
-    ids |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    model = LlamaForCausalLM(
-        LlamaConfig(**sizes, **ids, max_position_embeddings=4096, tie_word_embeddings=True)
-    )
+    model = new_model(tokenizer)
     everything = [chat for many in data.values() for chat in many]
-    steps = fit(model, everything, args.epochs, args.lr, rng, args)
-    # The games are the hardest to speak: once more, with a quarter of the rest so that it is not forgotten
-    again = [
-        chat
-        for name, many in data.items()
-        for chat in (many if name.endswith("build") else many[::4])
-    ]
-    steps += fit(model, again, 1, args.lr / 2, random.Random(4), args)
+    steps = fit(model, everything, rng, args)
     facts = {"parameters": model.num_parameters(), "vocabulary": len(tokenizer)}
-    facts |= {
-        "tokens": sum(len(ids) for ids, _ in everything),
-        "tokens_again": sum(len(ids) for ids, _ in again),
+    facts["tokens"] = sum(len(ids) for ids, _ in everything)
+    facts |= {"scale": args.scale, "threads": args.threads, "steps": steps}
+    facts["chats"] = {name: len(many) for name, many in chats.items()}
+    facts["loss"] = {
+        name: mean_loss(model, [encode(tokenizer, chat) for chat in many], rng, args)
+        for name, many in tests.items()
     }
-    facts |= {
-        "epochs": args.epochs,
-        "steps": steps,
-        "chats": {name: len(many) for name, many in chats.items()},
-    }
-    facts["loss"] = {}
-    with torch.inference_mode():
-        for name, many in tests.items():
-            held_out = [encode(tokenizer, chat) for chat in many]
-            pairs = [
-                loss_of(model, *batch)
-                for batch in batches(rng, held_out, args.batch_tokens, model.config.pad_token_id)
-            ]
-            facts["loss"][name] = round(
-                float(sum(loss * n for loss, n in pairs) / sum(n for _, n in pairs)), 4
-            )
     facts["minutes"] = round((time.time() - start) / 60, 1)
     print(json.dumps(facts), flush=True)
     save(args.out, model, tokenizer, facts)
+
+
+def new_model(tokenizer):
+    """An untrained Llama. Eager attention is the fastest on a CPU: heads are few, chats short."""
+    config = LlamaConfig(
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        attn_implementation="eager",
+    )
+    return LlamaForCausalLM(config)
+
+
+@torch.inference_mode()
+def mean_loss(model, data, rng, args):
+    """Cross-entropy of a target of these chats, in nats."""
+    pad = model.config.pad_token_id
+    pairs = [loss_of(model, *batch) for batch in batches(rng, data, args.batch_tokens, pad)]
+    return round(float(sum(loss * n for loss, n in pairs) / sum(n for _, n in pairs)), 4)
 
 
 def save(out, model, tokenizer, facts):
@@ -504,141 +609,87 @@ def save(out, model, tokenizer, facts):
     temp.rmdir()
 
 
-# ------------------------------------------------------------------------------------------------ report
-def generate(model, tokenizer, chats, max_new_tokens):
-    """(one answer to each chat, sampled at temperature 1; the share that ended by themselves)."""
-    answers, ended = [None] * len(chats), 0
-    texts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    for rows in (order[at : at + 256] for at in range(0, len(order), 256)):
-        batch = tokenizer(
-            [texts[i] for i in rows], return_tensors="pt", padding=True, padding_side="left"
-        )
-        with torch.inference_mode():
-            out = model.generate(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=max_new_tokens,
-                do_sample=True, top_k=0, top_p=1.0, pad_token_id=tokenizer.pad_token_id,
-            )[:, batch["input_ids"].shape[1] :]  # fmt: skip
-        ended += (out == tokenizer.eos_token_id).any(1).sum().item()
-        for i, row in zip(rows, out, strict=True):
-            answers[i] = tokenizer.decode(row, skip_special_tokens=True)
-    return answers, ended / len(chats)
+# ======================================== report ========================================
+# What a report plays: (task, number of agents).
+PLAYED = [(name, 2) for name in WRITERS]
+PLAYED += [("strbuild:private", 2), ("housebuild:private", 2)]
+PLAYED += [("coding", 1), ("strbuild", 1), ("housebuild", 1)]
+AT_ONCE = 64  # episodes that are played at once
 
 
-def report(out, episodes=512):
-    """Metrics of teams that sample at temperature 1 on held-out items, at least so many episodes of each task, token
-    counts, and each role's answers."""
-    torch.manual_seed(4)
-    tokenizer, model = (
-        AutoTokenizer.from_pretrained(out),
-        AutoModelForCausalLM.from_pretrained(out).eval(),
-    )
-    measured = {}
-    for name in WRITERS:
-        task, tokens, first, ends = envs.make(name), {}, [], []
-        items = [item for item in task.eval for _ in range(-(-episodes // len(task.eval)))]
-        chats = [
-            [[{"role": "user", "content": text}] for text in task.observe(item)] for item in items
-        ]
-        live, rewards, infos = list(range(len(items))), [0.0] * len(items), [{}] * len(items)
-        for turn in range(task.num_turns):
-            flat = [chat for i in live for chat in chats[i]]
-            told = [chat[-1]["content"] for chat in flat]
-            answers, ended = generate(model, tokenizer, flat, task.max_new_tokens)
-            ends.append(ended)
-            for kind, texts in (("feedback" if turn else "observation", told), ("answer", answers)):
-                tokens.setdefault(kind, []).extend(
-                    len(ids) + 1 for ids in tokenizer(texts)["input_ids"]
-                )
-            for i, actions in zip(live, zip(*[iter(answers)] * 2, strict=True), strict=True):
-                rewards[i], infos[i] = task.score(items[i], actions)
-                first += [(items[i], actions, infos[i])] * (turn == 0)
-                texts = task.feedback(items[i], actions, infos[i], turn)
-                for chat, action, text in zip(chats[i], actions, texts, strict=True):
-                    chat += [
-                        {"role": "assistant", "content": action},
-                        {"role": "user", "content": text},
-                    ]
-            live = [i for i in live if rewards[i] < task.success]
-        found = {f"first turn {k}": v for k, v in means([info for *_, info in first]).items()}
-        found |= means(infos) | {"ended": sum(ends) / len(ends)}
-        found |= {
-            f"well formed {i}": sum(
-                well_formed(task, item, i, acts[i], info) for item, acts, info in first
-            )
-            / len(first)
-            for i in (0, 1)
-        }
-        found |= report_coding(task, first) if name == "coding" else {}
-        found["episodes"] = len(items)
-        measured[name] = {k: round(v, 3) if isinstance(v, float) else v for k, v in found.items()}
-        measured[name]["tokens (mean, max)"] = {
-            k: (round(sum(v) / len(v), 1), max(v)) for k, v in tokens.items()
-        }
-        print(name, json.dumps(measured[name], indent=1), flush=True)
+def report(out, items=64, samples=8, part="eval", played=PLAYED):
+    """[(task, agents, what was measured)] of teams that sample at temperature 1: `samples` episodes
+    of each of the first `items` of the task's part (eval, the held-out ones, or train)."""
+    measured = []
+    for name, num_agents in played:
+        task = envs.make(name, num_agents=num_agents)
+        chosen = [item for item in getattr(task, part)[:items] for _ in range(samples)]
+        args = collm_cc.Args(task=name, model=[str(out)], num_agents=num_agents)
+        agents, _ = collm_cc.build(task, args, torch.device("cpu"))
+        episodes = collm_cc.start_episodes(chosen, num_agents)
+        for k in range(0, len(episodes), AT_ONCE):
+            collm_cc.rollout(task, episodes[k : k + AT_ONCE], agents, args, "evaluation", 0)
+        found = measure(task, episodes, samples, args.gamma)
+        measured.append((name, num_agents, found))
+        print(name, num_agents, json.dumps(found), flush=True)
     return measured
 
 
-def means(infos):
-    """Mean of each metric."""
-    names = [name for name, value in infos[0].items() if isinstance(value, float)]
-    return {name: sum(info[name] for info in infos) / len(infos) for name in names}
+def measure(task, episodes, samples, gamma):
+    """What the card tells of `samples` episodes of each item, in a row."""
+    agents = range(task.num_agents)
+    first, last = ([e.infos[turn] for e in episodes] for turn in (0, -1))
+    returns = [sum(gamma**t * reward for t, reward in enumerate(e.rewards)) for e in episodes]
+    tokens = [
+        turns.count(turn) for e in episodes for turns in e.turns for turn in range(len(e.rewards))
+    ]
+    formed = [
+        mean(well_formed(task, i, [texts[0] for texts in e.actions], e.infos[0]) for e in episodes)
+        for i in agents
+    ]
+    return {
+        "episodes": len(episodes),
+        "score, turn 1": mean(info["score"] for info in first),
+        "score, end": mean(info["score"] for info in last),
+        "success": mean(info["success"] for info in last),
+        "between items": round(between_share(torch.tensor(returns).view(-1, samples)), 3),
+        "well formed": formed,
+        "tokens": [mean(tokens), max(tokens)],
+    }
 
 
-def well_formed(task, item, agent, action, info):
+def mean(values):
+    """Mean, with three digits."""
+    values = [float(value) for value in values]
+    return round(sum(values) / len(values), 3)
+
+
+def between_share(returns):
+    """Share of the variance of returns (items, samples) that lies between items: one-way analysis
+    of variance, unbiased in both parts, at least 0."""
+    within = returns.var(1).mean()
+    between = (returns.mean(1).var() - within / returns.shape[1]).clamp(min=0)
+    return float(between / (between + within))
+
+
+def well_formed(task, agent, actions, info):
     """Whether an answer is what its role calls for, however little it fits the teammate's."""
+    text = actions[agent]
     if task.name in ("tldr", "arxiv"):
-        return task.tokens[0] <= len(action.split()) <= task.tokens[1] and action[-1] in ".?!"
+        return task.tokens[0] <= len(text.split()) <= task.tokens[1] and text[-1] in ".?!"
     if task.name == "coding":
-        name = [item["entry_point"], "aux"][agent == 0]
-        return sandbox.parses(action) and sandbox.returns_value(action, name)
+        defined = info["aux_defined"], info["main_defined"]
+        return parses(text) and all(defined if task.num_agents == 1 else [defined[agent]])
     run, other = info["counts"][agent]
     return run > 0 and other == 0
 
 
-def coding_convention(text, agent):
-    """Which convention an answer follows, by its looks: they are all one line long."""
-    if agent == 0:
-        marks = {
-            "kept": r"return \[(\w) for \1",
-            "mapped": r"return \[",
-            "all": " for ",
-            "keep": r"[<>=]=? | in ",
-        }
-        return next((name for name, mark in marks.items() if re.search(mark, text)), "map")
-    marks = {
-        "keep": r"if aux\(",
-        "kept": r"in aux\(",
-        "all": r"return aux\(",
-        "map": r"aux\(\w\) for",
-    }
-    return next(
-        (name for name, mark in marks.items() if re.search(mark, text)),
-        "mapped" if "aux(" in text else "none",
-    )
-
-
-def report_coding(task, first):
-    """Conventions of each role, and pass@1 of pairs that follow the same one."""
-    shares, pairs = [{}, {}], {}
-    for item, actions, _ in first:
-        for agent, text in enumerate(actions):
-            kind = coding_convention(text, agent)
-            shares[agent][kind] = round(shares[agent].get(kind, 0) + 1 / len(first), 4)
-            pairs.setdefault((item["entry_point"], kind), (item, [], []))[1 + agent].append(text)
-    pairs = {key: found for key, found in pairs.items() if key[1] not in ("all", "none")}
-    matched = [
-        (item, [aux, main])
-        for item, auxes, mains in pairs.values()
-        for aux in auxes
-        for main in mains
-    ]
-    together = [task.score(item, actions)[1]["pass@1"] for item, actions in matched]
-    return {
-        "conventions": shares,
-        "same convention pass@1": sum(together) / len(together),
-        "same convention pairs": len(together),
-    }
+def parses(text):
+    """Whether a text is Python as it stands."""
+    try:
+        return ast.parse(text) is not None
+    except (SyntaxError, ValueError):
+        return False
 
 
 CARD = """---
@@ -647,60 +698,47 @@ license: mit
 ---
 # tiny
 
-A Llama of {parameters} parameters that speaks the format of the tasks in `envs.py` and has agreed on nothing with its
-teammate: the start from which the scripts of this repository learn. Built by `python models/tiny/pretrain.py` from
-nothing, in {minutes} minutes on two CPU cores.
+A Llama of {parameters} parameters that speaks the format of the tasks in `envs.py` and has agreed
+with its teammate on little: the start from which the scripts of this repository learn. Built by
+`python models/tiny/pretrain.py --scale {scale} --threads {threads}` from nothing,
+in {minutes} minutes on a part of one CPU core.
 
-- Model: 4 layers, 4 heads, hidden size 128, tied embeddings, float32. Tokenizer: byte-level BPE of {vocabulary} tokens
-  with a chat template; `<|end|>` ends a message and is the EOS.
-- Data: scripted demonstrations of one role at a time, with mixed conventions and slips, of train items alone:
-  {tokens} tokens, {epochs} passes, then the games and a quarter of the rest again ({tokens_again} tokens), in {steps}
-  steps. The held-out items of a task are never trained on.
+- Model: 4 layers, 2 heads of width 64, hidden size 128, tied embeddings, float32. Tokenizer:
+  byte-level BPE of {vocabulary} tokens with a chat template; `<|end|>` ends a message and is the
+  EOS.
+- Data: scripted demonstrations of one role at a time, with mixed conventions and slips, of train
+  items alone: {tokens} tokens, each seen once, in {steps} steps. Among the chats are lone agents
+  over all their turns and, in the games, teams with private observations. The held-out items of a
+  task are never trained on.
 
 | task | chats | loss on held-out answers, nats a token |
 | --- | --- | --- |
 {trained}
 
-Teams of two of it on held-out items, sampled at temperature 1 (`python models/tiny/pretrain.py --report`, which prints
-all metrics). A first answer is well formed if it is what its role calls for, however little it fits the teammate's:
+Teams of it on held-out items, sampled at temperature 1, eight episodes of each item (`python
+models/tiny/pretrain.py --report`). A first answer is well formed if it is what its role calls for,
+however little it fits the teammate's. The share between items is that of the variance of discounted
+returns: the most that a value of the first observations can explain. Tokens of an answer are their
+mean and most.
 
-| task | episodes | score: turn 1, end | success | well formed: agent 0, 1 | tokens: mean, most |
-| --- | --- | --- | --- | --- | --- |
+| task | agents | episodes | score: start, end | success | between | well formed | tokens |
+| --- | --- | --- | --- | --- | --- | --- | --- |
 {teams}
-
-What the helper of `coding` is to do, in first answers: agent 0 writes {wrote};
-agent 1 calls {called}.
-All tests pass in {coding[same convention pass@1]:.3f} of the {coding[same convention pairs]} pairs of answers that
-agree on it.
 """
 
 
 def card(facts, measured):
     """The model's card, of facts.json and of what `report` gives."""
-    loss, chats, teams = facts["loss"], facts["chats"], []
-    for name, m in measured.items():
-        pairs = [
-            (m["first turn score"], m["score"]),
-            (m["well formed 0"], m["well formed 1"]),
-            m["tokens (mean, max)"]["answer"],
-        ]
-        score, well, tokens = (f"{x}, {y}" for x, y in pairs)
-        teams.append(f"| {name} | {m['episodes']} | {score} | {m['success']} | {well} | {tokens} |")
-    wrote, called = (
-        ", ".join(
-            f"`{kind}` {share:.2f}" for kind, share in sorted(shares.items(), key=lambda x: -x[1])
-        )
-        for shares in measured["coding"]["conventions"]
-    )
-    trained = "\n".join(f"| {name} | {chats[name]} | {loss[name]} |" for name in loss)
-    return CARD.format(
-        **facts,
-        trained=trained,
-        teams="\n".join(teams),
-        coding=measured["coding"],
-        wrote=wrote,
-        called=called,
-    )
+    trained = [
+        f"| {name} | {facts['chats'][name]} | {loss} |" for name, loss in facts["loss"].items()
+    ]
+    teams = []
+    for name, agents, m in measured:
+        cells = [name, agents, m["episodes"], f"{m['score, turn 1']:.1f}, {m['score, end']:.1f}"]
+        cells += [m["success"], m["between items"]]
+        cells += [", ".join(map(str, m[key])) for key in ("well formed", "tokens")]
+        teams.append(f"| {' | '.join(map(str, cells))} |")
+    return CARD.format(**facts, trained="\n".join(trained), teams="\n".join(teams))
 
 
 def main():
@@ -708,15 +746,13 @@ def main():
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the model")
     parser.add_argument("--report", action="store_true", help="only measure the model in --out")
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of chats")
+    parser.add_argument("--lr", type=float, default=2e-3, help="largest learning rate")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument(
-        "--epochs", type=int, default=2, help="passes over all chats, before the last one over some"
-    )
-    parser.add_argument("--lr", type=float, default=3e-3, help="largest learning rate")
-    parser.add_argument(
-        "--batch-tokens", type=int, default=4096, help="of a step, padding included"
+        "--batch-tokens", type=int, default=2048, help="of a step, padding included"
     )
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     if not args.report:
         train(args)
     facts = json.loads((args.out / "facts.json").read_text())
