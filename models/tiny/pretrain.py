@@ -34,6 +34,7 @@ from transformers import (
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
+import climbing  # noqa: E402
 import collm_cc  # noqa: E402
 import envs  # noqa: E402
 import voxels  # noqa: E402
@@ -400,6 +401,11 @@ def write_housebuild(rng, task, item, agent, memory):
     return "\n".join(lines) or write_housebuild(rng, task, item, agent, memory)
 
 
+def write_climbing(rng, task, item, agent, memory):
+    """Any of the three actions."""
+    return rng.choice(climbing.ACTIONS)
+
+
 # task: (writer, number of chats, share of episodes with a single agent that plays both parts)
 WRITERS = {
     "tldr": (write_tldr, 10000, 0.1),
@@ -407,22 +413,27 @@ WRITERS = {
     "coding": (write_coding, 20000, 0.2),
     "strbuild": (write_strbuild, 14000, 0.25),
     "housebuild": (write_housebuild, 20000, 0.25),
+    "climbing": (write_climbing, 2000, 0.0),
 }
 PRIVATE = 0.2  # share of a game's episodes of teams in which each is shown its own part alone
+LONG, LONG_TURNS = 0.1, 8  # share of a game's episodes of teams that have more turns; how many
 
 
 def conversations(name, items, count, seed):
     """`count` chats (lists of messages) of one role each; the roles of a team are written apart,
     scored together."""
     (write, _, alone), rng, chats, order = WRITERS[name], random.Random(seed), [], []
-    teams = [(envs.make(name), 1 - alone), (envs.make(name, num_agents=1), alone)]
+    teams = {envs.make(name): 1 - alone}
+    if alone:
+        teams[envs.make(name, num_agents=1)] = alone
     if name.endswith("build"):
-        teams[0] = teams[0][0], (1 - alone) * (1 - PRIVATE)
-        teams.append((envs.make(f"{name}:private"), (1 - alone) * PRIVATE))
+        teams = {team: share * (1 - PRIVATE - LONG) for team, share in teams.items()}
+        teams[envs.make(f"{name}:private")] = PRIVATE
+        teams[envs.make(name, num_turns=LONG_TURNS)] = LONG
     while len(chats) < count:
         order = order or rng.sample(items, len(items))
-        item, task = order.pop(), pick(rng, dict(teams))
-        agents = [None] if task.num_agents == 1 else [0, 1]
+        item, task = order.pop(), pick(rng, teams)
+        agents = [0, 1] if task.num_agents > 1 else [None]
         texts, new, memories = task.observe(item), [[] for _ in agents], [{} for _ in agents]
         for turn in range(task.num_turns):
             actions = [write(rng, task, item, *pair) for pair in zip(agents, memories, strict=True)]
@@ -432,7 +443,7 @@ def conversations(name, items, count, seed):
                     {"role": "assistant", "content": action},
                 ]
             reward, info = task.score(item, actions)
-            if reward >= task.success:
+            if reward >= task.success or turn == task.num_turns - 1:
                 break
             texts = task.feedback(item, actions, info, turn)
         chats += new
@@ -680,6 +691,8 @@ def well_formed(task, agent, actions, info):
     if task.name == "coding":
         defined = info["aux_defined"], info["main_defined"]
         return parses(text) and all(defined if task.num_agents == 1 else [defined[agent]])
+    if task.name == "climbing":
+        return text in climbing.ACTIONS
     run, other = info["counts"][agent]
     return run > 0 and other == 0
 
@@ -708,8 +721,9 @@ in {minutes} minutes on a part of one CPU core.
   EOS.
 - Data: scripted demonstrations of one role at a time, with mixed conventions and slips, of train
   items alone: {tokens} tokens, each seen once, in {steps} steps. Among the chats are lone agents
-  over all their turns and, in the games, teams with private observations. The held-out items of a
-  task are never trained on.
+  over all their turns and, in the games, teams with private observations and with eight turns. The
+  held-out items of a task are never trained on; `climbing` has one item, and any of its actions is
+  as likely.
 
 | task | chats | loss on held-out answers, nats a token |
 | --- | --- | --- |
