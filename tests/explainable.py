@@ -1,80 +1,143 @@
-"""How much of the returns could any critic explain? By hand: python tests/explainable.py
+"""How much of the variance of returns a value function can explain: run as a program.
 
-Plays K episodes of each of n train items with one team and splits the variance of the discounted
-return in that within items, which is chance (of the agents' sampling), and that between items
-(one-way analysis of variance). The share between items bounds the explained variance of every
-V(h_0), whatever it reads, and is all that a baseline per item removes. The second share is R^2 of
-the return-to-go from turn 1 on, explained by the reward of turn 0.
+    python tests/explainable.py --task strbuild                     # the untrained team
+    python tests/explainable.py --task strbuild --model runs/NAME/agent_0 runs/NAME/agent_1
+
+From each decision point h_t of some episodes of train items, `--samples` continuations are played.
+What differs among them no V(h_t) can know; the rest it can. Printed in one line of JSON:
+
+share        of the variance of G_t over all live turns, as losses/explained_variance has it
+within_turns the same without the differences between turns: mean of the variances of single turns
+turn_t       of the variance of G_t at turn t; turn_0 is the share that h_0, the item, determines
+own_0        [agent] of the variance of G_0 that the agent's own o_i0 determines
 """
 
+import json
 import sys
-from dataclasses import dataclass, field
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import climbing  # noqa: F401
 import collm_cc
 import envs
 
 
 @dataclass
-class Args:
-    task: str = "coding"
-    """a task, as the scripts take it"""
-    model: list[str] = field(default_factory=lambda: ["models/tiny"])
-    """folder of a model for all agents, or one each: runs/NAME/agent_0 runs/NAME/agent_1"""
+class Args(collm_cc.Args):
     items: int = 64
-    """train items (n)"""
+    """train items, one episode each"""
     samples: int = 8
-    """episodes of each (K)"""
-    seed: int = 0
-    """seed of items and sampling"""
+    """continuations of each decision point"""
+    at_once: int = 64
+    """episodes that are played at once"""
 
 
-def between_share(returns):
-    """Share of the variance of returns (n, K) that lies between the n items.
+def copy_until(e, number, num_turns):
+    """The episode as it stood when its agents had observed, but not answered, turn num_turns."""
+    copy = collm_cc.Episode.start(number, e.item, len(e.tokens))
+    for i, turns in enumerate(e.turns):
+        end = turns.index(num_turns) if num_turns in turns else len(turns)
+        # The frame of a turn's observation stands before its response: act() writes it again
+        while end and turns[end - 1] < 0:
+            end -= 1
+        copy.tokens[i], copy.turns[i] = e.tokens[i][:end], turns[:end]
+        copy.observations[i] = e.observations[i][: num_turns + 1]
+        copy.actions[i] = e.actions[i][:num_turns]
+    copy.rewards, copy.infos = e.rewards[:num_turns], e.infos[:num_turns]
+    return copy
 
-    Both parts are unbiased; the one between items is at least 0.
-    """
-    num_samples = returns.shape[1]
-    within = returns.var(1, ddof=1).mean()
-    between = max(0.0, returns.mean(1).var(ddof=1) - within / num_samples)
-    return between / (between + within)
+
+def play_on(task, episodes, agents, args, stream):
+    """Play episodes, all at the same turn, to their ends, reading their whole histories anew."""
+    limit = args.max_new_tokens or task.max_new_tokens
+    success = task.success if args.success is None else args.success
+    shift = task.reward_shift if args.reward_shift is None else args.reward_shift
+    while episodes:
+        turn = len(episodes[0].rewards)
+        for i, agent in enumerate(agents):
+            frames = [agent.chat.frame(e.observations[i][-1], e.tokens[i]) for e in episodes]
+            prompts = [e.tokens[i] + frame for e, frame in zip(episodes, frames)]
+            uniforms = 1 - torch.rand(len(episodes), limit, generator=stream, dtype=torch.float64)
+            responses = collm_cc.generate(agent, prompts, collm_cc.RowsCache(), uniforms)
+            for e, frame, (ids, _) in zip(episodes, frames, responses):
+                e.tokens[i] += frame + ids
+                e.turns[i] += [-1] * len(frame) + [turn] * len(ids)
+                e.actions[i].append(agent.tokenizer.decode(ids, skip_special_tokens=True))
+        actions = [[texts[turn] for texts in e.actions] for e in episodes]
+        going = []
+        scores = envs.score_batch(task, [e.item for e in episodes], actions)
+        for e, texts, (reward, info) in zip(episodes, actions, scores):
+            e.rewards.append(reward + shift)
+            e.infos.append(info)
+            if turn + 1 < task.num_turns and reward < success:
+                collm_cc.observe(e, task.feedback(e.item, texts, info, turn))
+                going.append(e)
+        episodes = going
 
 
 def discounted(rewards, gamma):
-    """Sum of rewards, each discounted once for each turn before it."""
+    """G of a list of rewards."""
     return sum(gamma**t * reward for t, reward in enumerate(rewards))
 
 
-def play(task, args):
-    """Rewards of K episodes of each of n items: [[rewards of an episode]], K beside each other."""
-    config = collm_cc.Args(task=args.task, model=args.model, seed=args.seed, num_envs=args.items)
-    agents, _ = collm_cc.build(task, config, torch.device("cpu"))
+def explainable(task, agents, args):
+    """{measure: share}, see above."""
+    stream = torch.Generator().manual_seed(args.seed)
     items = collm_cc.draw_items(task.train, args.items, args.seed, 0)
-    repeated = [item for item in items for _ in range(args.samples)]
-    episodes = collm_cc.start_episodes(repeated, len(agents))
-    for k in range(0, len(episodes), config.num_envs):
-        batch = episodes[k : k + config.num_envs]
-        collm_cc.rollout(task, batch, agents, config, "rollout", 0)
-    return [e.rewards for e in episodes]
+    episodes = collm_cc.start_episodes(items, len(agents))
+    for e in episodes:
+        collm_cc.observe(e, task.observe(e.item))
+    play_on(task, episodes, agents, args, stream)
+    found = {}  # turn: returns (decision points, samples)
+    own = [defaultdict(list) for _ in agents]  # o_i0: returns
+    for turn in range(task.num_turns):
+        points = [e for e in episodes if len(e.rewards) > turn]
+        copies = [copy_until(e, 0, turn) for e in points for _ in range(args.samples)]
+        for k in range(0, len(copies), args.at_once):
+            play_on(task, copies[k : k + args.at_once], agents, args, stream)
+        returns = [discounted(e.rewards[turn:], args.gamma) for e in copies]
+        found[turn] = torch.tensor(returns, dtype=torch.float64).view(len(points), args.samples)
+        if turn == 0:
+            for e, g in zip(copies, returns):
+                for texts, groups in zip(e.observations, own):
+                    groups[texts[0]].append(g)
+    return shares(found) | {"own_0": [own_share(groups) for groups in own]}
+
+
+def shares(found):
+    """{measure: share} of {turn: returns (decision points, samples)}."""
+    # Of few samples the variance within is unbiased, the one over all is nearly so
+    within = torch.cat([returns.var(1) for returns in found.values()]).mean()
+    pooled = torch.cat([returns.flatten() for returns in found.values()])
+    counts = torch.tensor([returns.numel() for returns in found.values()]).double()
+    by_turn = torch.stack([returns.flatten().var() for returns in found.values()])
+    out = {
+        "share": 1 - within / pooled.var(),
+        "within_turns": 1 - within / ((by_turn * counts).sum() / counts.sum()),
+    }
+    for turn, returns in found.items():
+        out[f"turn_{turn}"] = 1 - returns.var(1).mean() / returns.flatten().var()
+    return {name: round(float(value), 3) for name, value in out.items()}
+
+
+def own_share(groups):
+    """Share of the variance of returns between groups {key: returns}."""
+    groups = [torch.tensor(values, dtype=torch.float64) for values in groups.values()]
+    size = sum(len(g) for g in groups)
+    within = sum(g.var() * len(g) for g in groups) / size
+    return round(float(1 - within / torch.cat(groups).var()), 3)
 
 
 def main(args):
-    """Print both shares."""
-    task = envs.make(args.task)
-    gamma = collm_cc.Args().gamma
-    rewards = play(task, args)
-    returns = np.array([discounted(x, gamma) for x in rewards]).reshape(args.items, args.samples)
-    share = between_share(returns)
-    print(f"{share:.3f} of the variance of returns lies between items")
-    later = [(x[0], discounted(x[1:], gamma)) for x in rewards if len(x) > 1]
-    if later:
-        share = np.corrcoef(np.transpose(later))[0, 1] ** 2
-        print(f"{share:.3f} of what follows a first turn, its reward explains")
+    task = envs.make(args.task, args.num_agents, args.num_turns, args.dataset, args.eval_dataset)
+    args.num_envs = args.num_envs or task.num_envs
+    agents, _ = collm_cc.build(task, args, torch.device("cpu"))
+    print(json.dumps(explainable(task, agents, args)))
 
 
 if __name__ == "__main__":

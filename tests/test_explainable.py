@@ -1,21 +1,43 @@
-"""The share of variance that lies between items, by hand and by simulation."""
+"""tests/explainable.py: shares of the variance of returns, by hand and on a task known by hand."""
+
+import json
+from collections import Counter
+from itertools import product
 
 import explainable
-import numpy as np
 import pytest
-from explainable import between_share
+import torch
+
+import climbing
+import collm_cc
+import envs
 
 
-def test_by_hand():
-    # Within: variances 2 and 2. Means 1 and 5: variance 8, of which 2 / 2 is chance
-    assert between_share(np.array([[0.0, 2.0], [4.0, 6.0]])) == pytest.approx(7 / 9)
-    assert between_share(np.array([[0.0, 2.0], [2.0, 0.0]])) == 0
+def test_shares_by_hand():
+    # Two decision points of means 1 and 5, variances 2 and 2; all four: mean 3, variance 20 / 3.
+    one_turn = {0: torch.tensor([[0.0, 2.0], [4.0, 6.0]])}
+    found = explainable.shares(one_turn)
+    assert found["turn_0"] == found["share"] == pytest.approx(1 - 2 / (20 / 3), abs=1e-3)
+    # A second turn of returns that are known: turn 1 is all known, turn 0 as before.
+    both = one_turn | {1: torch.tensor([[7.0, 7.0], [9.0, 9.0]])}
+    found = explainable.shares(both)
+    assert found["turn_1"] == 1.0
+    pooled = torch.tensor([0.0, 2, 4, 6, 7, 7, 9, 9]).var().item()
+    assert found["share"] == pytest.approx(1 - 1.0 / pooled, abs=1e-3)
+    of_turns = (20 / 3 + 4 / 3) / 2
+    assert found["within_turns"] == pytest.approx(1 - 1.0 / of_turns, abs=1e-3)
+
+
+def test_own_share_by_hand():
+    assert explainable.own_share({"a": [1.0, 1.0], "b": [3.0, 3.0]}) == 1.0
+    assert explainable.own_share({"a": [1.0, 3.0], "b": [1.0, 3.0]}) == pytest.approx(-0.5)
 
 
 def test_a_known_share_is_found():
-    rng = np.random.default_rng(0)
-    returns = rng.normal(0, 1, (4000, 1)) + rng.normal(0, 3, (4000, 8))
-    assert between_share(returns) == pytest.approx(0.1, abs=0.01)
+    stream = torch.Generator().manual_seed(0)
+    known = torch.randn(4000, 1, generator=stream)
+    returns = known + 3 * torch.randn(4000, 8, generator=stream)
+    assert explainable.shares({0: returns})["share"] == pytest.approx(0.1, abs=0.01)
 
 
 def test_later_rewards_count_less():
@@ -23,8 +45,50 @@ def test_later_rewards_count_less():
     assert explainable.discounted([], 0.5) == 0
 
 
-def test_it_plays_with_the_script(capsys):
-    explainable.main(explainable.Args(task="strbuild", items=2, samples=2))
-    told = capsys.readouterr().out.splitlines()
-    assert told[0].endswith("lies between items") and 0 <= float(told[0].split()[0]) <= 1
-    assert told[1].endswith("its reward explains")
+def test_it_plays_from_every_decision_point(capsys):
+    args = explainable.Args(task="strbuild", items=4, samples=2, max_new_tokens=8, num_turns=2)
+    explainable.main(args)
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {"share", "within_turns", "turn_0", "turn_1", "own_0"}
+    assert all(value <= 1 for value in [found["share"], *found["own_0"]])
+
+
+def test_a_decision_point_is_the_episode_as_it_was():
+    args = explainable.Args(task="strbuild", max_new_tokens=12)
+    task = envs.make("strbuild")
+    agents, _ = collm_cc.build(task, args, torch.device("cpu"))
+    episodes = collm_cc.start_episodes(task.train[:4], 2)
+    collm_cc.rollout(task, episodes, agents, args, "rollout", 0)
+    e = max(episodes, key=lambda e: len(e.rewards))
+    assert len(e.rewards) > 1
+    for turn in range(len(e.rewards)):
+        copy = explainable.copy_until(e, 0, turn)
+        assert copy.rewards == e.rewards[:turn] and len(copy.observations[0]) == turn + 1
+        for i, agent in enumerate(agents):
+            start = e.turns[i].index(turn)
+            frame = agent.chat.frame(copy.observations[i][-1], copy.tokens[i])
+            assert copy.tokens[i] + frame == e.tokens[i][:start]
+
+
+def test_climbing_pays_what_its_table_says():
+    task = envs.make("climbing")
+    payoff = {("a", "a"): 11, ("a", "b"): -30, ("a", "c"): 0}
+    payoff |= {("b", "a"): -30, ("b", "b"): 7, ("b", "c"): 6}
+    payoff |= {("c", "a"): 0, ("c", "b"): 0, ("c", "c"): 5}
+    for actions, value in payoff.items():
+        reward, info = task.score(task.train[0], list(actions))
+        assert reward == pytest.approx((value + 30) / 41)
+        assert info["success"] == float(actions == ("a", "a")) and info["valid"] == 1.0
+        assert info["played_a"] == Counter(actions)["a"] / 2
+    for odd in ("", "d", "a b", "aa"):
+        assert task.score(task.train[0], [odd, "a"])[0] == 0.0
+
+
+def test_value_of_two_policies():
+    uniform = dict.fromkeys("abc", 1 / 3)
+    assert climbing.value([uniform, uniform]) == pytest.approx((-31 / 9 + 30) / 41)
+    one, two = {"a": 0.5, "b": 0.2, "c": 0.3}, {"a": 0.1, "b": 0.6, "c": 0.3}
+    task, total = envs.make("climbing"), 0.0
+    for x, y in product("abc", repeat=2):
+        total += one[x] * two[y] * task.score(task.train[0], [x, y])[0]
+    assert climbing.value([one, two]) == pytest.approx(total)
