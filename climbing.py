@@ -34,7 +34,7 @@ class Climbing(envs.Task):
         return [item["prompt"]] * self.num_agents
 
     def score(self, item, actions):
-        """Raw reward (payoff + 30) / 41, and info; played_x is the share of agents that played x."""
+        """Raw reward (payoff + 30) / 41, and info; played_a is the share of agents that did."""
         one, two = (action.strip() for action in actions)
         payoff = PAYOFF.get(one, {}).get(two, WORST)
         reward = (payoff - WORST) / (PAYOFF["a"]["a"] - WORST)
