@@ -308,6 +308,7 @@ def load_model(auto_class, name: str, args: Args, device: torch.device, frozen: 
             model.activation_checkpointing_enable({"use_reentrant": False})
         if args.lora_rank:
             part = "adapter"
+            freeze(model, args)
             model = add_lora(model, base, adapter, args.lora_rank, frozen)
     except UserError as error:
         raise UserError(f"{flag} {name}: {error}") from error
@@ -315,8 +316,17 @@ def load_model(auto_class, name: str, args: Args, device: torch.device, frozen: 
         raise UserError(f"{flag} {name}: its {part} can not be loaded: {cause(error)}") from error
     model = model.to(device).eval()
     if args.dtype == "bfloat16":
-        model.forward = torch.autocast(device.type, torch.bfloat16)(model.forward)
+        autocast(model, device)
     return model, tokenizer
+
+
+def autocast(model: nn.Module, device: torch.device) -> None:
+    """Compute in bfloat16, but for the head: bfloat16 knows a logit of 20 to a tenth."""
+    model.forward = torch.autocast(device.type, torch.bfloat16)(model.forward)
+    head = model.get_output_embeddings()
+    if head:
+        head.register_forward_pre_hook(lambda _, inputs: inputs[0].float())
+        head.forward = torch.autocast(device.type, enabled=False)(head.forward)
 
 
 def check_loading(model: nn.Module, loading: dict, tokenizer) -> None:
@@ -380,6 +390,17 @@ def add_lora(model: nn.Module, name: str, adapter: Path | None, lora_rank: int, 
         some = ", ".join([*absent, *found.unexpected_keys][:2])
         raise UserError(f"the adapter in {adapter} does not fit its base: {some}, ...")
     return model
+
+
+def freeze(model: nn.Module, args: Args) -> None:
+    """Train nothing of a model; what autocast would cast to bfloat16 each time becomes that."""
+    model.requires_grad_(False)
+    for module in model.get_decoder().modules():
+        weights = list(module.parameters(recurse=False))
+        is_end = isinstance(module, nn.Embedding) or module is model.get_output_embeddings()
+        if args.dtype == "bfloat16" and not is_end and any(w.dim() > 1 for w in weights):
+            for weight in weights:
+                weight.data = weight.data.to(torch.bfloat16)
 
 
 def optional(name: str):
@@ -553,12 +574,13 @@ class Agent(nn.Module):
         self.shares = False  # whether the update reads an o_0 once for several episodes of it
         self.trains = learning_rate > 0
         if not self.trains:
-            self.requires_grad_(False)
+            freeze(self.model, args)
         self.optimizer = adamw(self, learning_rate) if self.trains else None
         self.reference = []  # a list, so that it is no submodule: neither trained nor saved
         if args.kl_coef and self.trains:
             reference, _ = load_model(AutoModelForCausalLM, name, args, device, frozen)
-            self.reference = [reference.requires_grad_(False)]
+            freeze(reference, args)
+            self.reference = [reference]
 
     def encode(self, e: "Episode", num_turns: int) -> tuple[list[int], list[int]]:
         """Its history h_it of an episode at turn t = num_turns - 1, and where that ends."""
@@ -824,7 +846,7 @@ def swaps(going: torch.Tensor, num_going: int) -> tuple[torch.Tensor, torch.Tens
     return torch.cat([fillers, holes]), torch.cat([holes, fillers])
 
 
-@torch.inference_mode()
+@torch.no_grad()  # inference mode would have autocast cast all weights at each token
 def generate(agent, prompts, cache: RowsCache, uniforms: torch.Tensor):
     """Sample a response to each of B prompts: [(token ids, log-probs)], EOS included.
 
@@ -1031,7 +1053,9 @@ def rollout(task, episodes, agents, args: Args, purpose: str, iteration: int, cr
         for i, agent in enumerate(agents):
             streams = [rng(args.seed, purpose, iteration, e.number, i, turn) for e in going]
             uniforms = torch.tensor(np.stack([1 - x.random(limit) for x in streams]))  # (B, R)
-            act(i, agent, going, caches[i], uniforms)
+            # Weights are cast to bfloat16 once for all tokens of a response
+            with torch.autocast(agent.model.device.type, torch.bfloat16, args.dtype == "bfloat16"):
+                act(i, agent, going, caches[i], uniforms)
         start = time.time()
         joint_actions = [[actions[turn] for actions in e.actions] for e in going]
         scores = score_batch(task, [e.item for e in going], joint_actions)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from test_algorithm import (
     run_update,
 )
 from test_scripts import train_short, weights
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 import collm_cc
@@ -278,3 +280,63 @@ def test_models_of_one_name_are_shared_only_with_lora():
     frozen, args = {}, make_args(collm_cc)
     a, b = (collm_cc.Agent(i, "models/tiny", args, CPU, frozen) for i in (0, 1))
     assert not {p.data_ptr() for p in a.parameters()} & {p.data_ptr() for p in b.parameters()}
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often each weight is cast to bfloat16."""
+
+    def __init__(self, models):
+        super().__init__()
+        self.names = {p.data_ptr(): name for m in models for name, p in m.named_parameters()}
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        is_cast = func.__name__.startswith(("_to_copy.", "to."))
+        if is_cast and torch.bfloat16 in (*args, *kwargs.values()):
+            self.counts[self.names.get(args[0].data_ptr())] += 1
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("flags", [{}, {"lora_rank": 4}, {"actor_lr": [0.0]}], ids=str)
+def test_weights_are_cast_once_for_all_tokens_of_a_response(flags):
+    """What is trained; what is frozen is kept in bfloat16, but for embeddings and norms."""
+    if "lora_rank" in flags:
+        pytest.importorskip("peft")
+    args = make_args(collm_cc, dtype="bfloat16", num_agents=1, **flags)
+    agents, _ = make_team(collm_cc, args)
+    with Casts(agents) as casts:
+        _, episodes = play(collm_cc, agents, args, num_turns=1)
+    assert max(len(e.tokens[0]) for e in episodes) > 20
+    trained = {name for name, p in agents[0].named_parameters() if p.requires_grad}
+    matrices = {name for name, p in agents[0].named_parameters() if p.dim() > 1}
+    embeddings = {name for name in matrices if "embed" in name}
+    cast = {name: count for name, count in casts.counts.items() if name}
+    assert cast == dict.fromkeys(matrices & trained - embeddings, 1)
+    for name, p in agents[0].named_parameters():
+        is_small = name in matrices - trained - embeddings
+        assert p.dtype == (torch.bfloat16 if is_small else torch.float32), name
+
+
+def test_frozen_weights_in_bfloat16_change_no_result(monkeypatch):
+    """Autocast would cast them to the same numbers; two adapters share one copy of them."""
+    pytest.importorskip("peft")
+    args = make_args(collm_cc, dtype="bfloat16", lora_rank=4)
+    agents, critics = make_team(collm_cc, args)
+    logits = logits_of(agents[0].model)
+    frozen = [{p.data_ptr() for p in m.parameters() if not p.requires_grad} for m in agents]
+    assert frozen[0] == frozen[1]
+    assert {p.data_ptr() for p in critics[0].parameters() if not p.requires_grad} <= frozen[0]
+    monkeypatch.setattr(collm_cc, "freeze", lambda model, args: model.requires_grad_(False))
+    assert torch.equal(logits_of(make_team(collm_cc, args)[0][0].model), logits)
+
+
+def test_logits_are_float32_in_bfloat16():
+    """What the head makes of its input is exact to float32, whose logits differ by no tenth."""
+    agent, seen = make_agent(dtype="bfloat16"), []
+    head = agent.model.get_output_embeddings()
+    head.register_forward_hook(lambda _, inputs, out: seen.append(inputs[0]))
+    logits = logits_of(agent.model)
+    exact = seen[0].double() @ head.weight.double().T
+    assert logits.dtype == torch.float32 and logits.abs().max() > 4
+    torch.testing.assert_close(logits.double(), exact, rtol=1e-5, atol=1e-5)
