@@ -713,6 +713,7 @@ class RowsLayer(DynamicLayer):
     """
 
     key_buffer = value_buffer = None
+    is_compileable = True  # so that a mask of one token is made without asking a GPU about it
 
     def update(self, keys, values, *args, **kwargs):
         """Append new columns; gives all keys and values of the rows that are read."""
@@ -737,12 +738,11 @@ class RowsLayer(DynamicLayer):
         buffer[: len(new), :, start:end] = new
         return buffer
 
-    def select(self, rows: torch.Tensor) -> None:
-        """Keep these rows, in this order; a row may be repeated."""
-        length = self.get_seq_length()
-        self.key_buffer = self.key_buffer[rows, :, :length]
-        self.value_buffer = self.value_buffer[rows, :, :length]
-        self.keys, self.values = self.key_buffer, self.value_buffer
+    def select(self, rows: torch.Tensor, columns: torch.Tensor) -> None:
+        """Keep these columns (B, columns) of these rows (B,), in this order."""
+        places = rows[:, None], slice(None), columns
+        self.keys = self.key_buffer = self.key_buffer[places].transpose(1, 2)
+        self.values = self.value_buffer = self.value_buffer[places].transpose(1, 2)
 
     def move(self, source: torch.Tensor, to: torch.Tensor) -> None:
         """Put rows `source` in the places `to`."""
@@ -762,10 +762,16 @@ class RowsCache(Cache):
         self.mask = self.row_of = None
 
     def select(self, rows: torch.Tensor) -> None:
-        """Keep these rows, in this order; a row may be repeated."""
-        self.mask = self.mask[rows]
+        """Keep these rows, in this order; a row may be repeated. Holes go to their beginnings.
+
+        So columns are as far apart as tokens are in a history: windows of attention count them.
+        """
+        mask = self.mask[rows]
+        holes = mask.shape[1] - int(mask.sum(1).max())  # in all rows
+        columns = mask.argsort(stable=True)[:, holes:]  # (B, columns)
+        self.mask = mask.gather(1, columns)
         for layer in self.layers:
-            layer.select(rows)
+            layer.select(rows, columns)
 
     def move(self, source: torch.Tensor, to: torch.Tensor) -> None:
         """Put rows `source` in the places `to`."""
@@ -775,7 +781,7 @@ class RowsCache(Cache):
 
 
 def prefill(agent: Agent, prompts: list[list[int]], cache: RowsCache) -> None:
-    """Read a prompt into each row of the cache, longest first; others leave holes at their ends.
+    """Read a prompt into each row of the cache, longest first; others have holes at their ends.
 
     It reads an eighth of the columns at a time, without the rows that have ended. What padding is
     left is a hole only afterwards: here it sees itself, so that no query sees no key.
@@ -813,6 +819,7 @@ def read_prompts(agent: Agent, prompts: list[list[int]], cache: RowsCache) -> to
         order = sorted(range(len(prompts)), key=lambda k: -len(prompts[k]))
         cache.select(cache.row_of[order])
         prefill(agent, [prompts[k][:-1] for k in order], cache)
+        cache.select(torch.arange(len(order), device=device))
         return torch.tensor(order, device=device)
     number = {}  # of each different prompt: equal ones are read once
     for prompt in sorted(map(tuple, prompts), key=len, reverse=True):
@@ -852,53 +859,57 @@ def generate(agent, prompts, cache: RowsCache, uniforms: torch.Tensor):
 
     prompts: what the cache lacks of each history, its last token at least.
     uniforms: (B, R) numbers of (0, 1] that make the choices; R is the longest response.
-    The cache then holds all but the last token of each history.
+    The cache then holds all but the last token of each history. A GPU computes ahead of the host,
+    which asks it only now and then who has ended; what is sampled after an EOS is left out.
     """
     prompt_of = read_prompts(agent, prompts, cache)  # (B,), the prompt that a row answers
     device, past = agent.model.device, cache.mask.shape[1]
+    asks_every = 16 if device.type == "cuda" else 1
     num_rows, max_new_tokens = uniforms.shape
     uniforms = uniforms.to(device)  # (B, R)
     eos = torch.tensor(sorted(agent.eos), device=device)
-    cache.mask = F.pad(cache.mask, (0, max_new_tokens))  # (B, past + R)
     positions = cache.mask.sum(1, keepdim=True)  # (B, 1), tokens so far
+    cache.mask = F.pad(cache.mask, (0, max_new_tokens), value=1)  # (B, past + R)
     tokens = torch.tensor([prompt[-1:] for prompt in prompts], device=device)[prompt_of]  # (B, 1)
-    sampled = tokens.new_full((num_rows, max_new_tokens), -1)  # (B, R), -1 after the end
+    sampled = tokens.new_full((num_rows, max_new_tokens), -1)  # (B, R)
     logps = torch.zeros(uniforms.shape, dtype=torch.float64, device=device)  # (B, R)
+    going = torch.ones(num_rows, dtype=torch.bool, device=device)  # (B,)
     k = num_rows  # the first k rows still decode
-    for column in range(past, past + max_new_tokens):
-        cache.mask[:k, column] = 1
+    for step in range(max_new_tokens):
         out = agent.model(
             tokens[:k],
-            attention_mask=cache.mask[:k, : column + 1],
+            attention_mask=cache.mask[:k, : past + step + 1],
             position_ids=positions[:k],
             past_key_values=cache,
             logits_to_keep=1,
         )
         logits = out.logits[:, -1].to(agent.model.dtype)  # (k, V)
-        answered, step = prompt_of[:k], column - past
+        answered = prompt_of[:k]
         tokens[:k], logp = sample(logits, agent.temperature, uniforms[answered, step, None])
         sampled[answered, step] = tokens[:k, 0]
         logps[answered, step] = logp[:, 0].double()
         positions[:k] += 1
-        going = ~torch.isin(tokens[:k, 0], eos)  # (k,)
-        num_going = int(going.sum())
+        going[:k] &= ~torch.isin(tokens[:k, 0], eos)
+        if (step + 1) % asks_every > 0:
+            continue
+        num_going = int(going[:k].sum())
         if num_going < k:
-            source, to = swaps(going, num_going)
+            source, to = swaps(going[:k], num_going)
             cache.move(source, to)
-            for rows in (tokens, positions, prompt_of):
+            for rows in (tokens, positions, prompt_of, going):
                 rows[to] = rows[source]
             k = num_going
         if k == 0:
             break
-    cache.mask = cache.mask[:, : column + 1]
+    ended = torch.isin(sampled, eos).long()  # (B, R)
+    kept = ended.cumsum(1) == ended  # (B, R), up to the first EOS
+    cache.mask[:, past:] = kept[prompt_of]
+    cache.mask = cache.mask[:, : past + step + 1]
     cache.row_of = prompt_of.argsort()
-    if not logps.isfinite().all():
+    if not logps[kept].isfinite().all():
         raise FloatingPointError(f"{agent.name}: its logits are not finite")
-    responses = []
-    for ids, logp in zip(sampled.tolist(), logps.tolist(), strict=True):
-        length = sum(token >= 0 for token in ids)
-        responses.append((ids[:length], logp[:length]))
-    return responses
+    lists = sampled.tolist(), logps.tolist(), kept.sum(1).tolist()
+    return [(ids[:length], logp[:length]) for ids, logp, length in zip(*lists, strict=True)]
 
 
 # =========================================== logprobs ===========================================
