@@ -4,10 +4,12 @@ import json
 import shutil
 import sys
 from collections import Counter
+from math import inf
 from pathlib import Path
 
 import pytest
 import torch
+from families import make_model
 from safetensors.torch import load_file, save_file
 from test_algorithm import (
     CPU,
@@ -15,6 +17,7 @@ from test_algorithm import (
     Words,
     make_agent,
     make_args,
+    make_episode,
     make_team,
     play,
     record_gradients,
@@ -23,6 +26,7 @@ from test_algorithm import (
 )
 from test_scripts import train_short, weights
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 import collm_cc
@@ -340,3 +344,59 @@ def test_logits_are_float32_in_bfloat16():
     exact = seen[0].double() @ head.weight.double().T
     assert logits.dtype == torch.float32 and logits.abs().max() > 4
     torch.testing.assert_close(logits.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that a tensor had, forward or backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        sizes = [x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+        self.numel = max([self.numel, *sizes])
+        return out
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_logits_of_many_tokens_are_made_in_parts(dtype, other_model):
+    """The same log-probs and gradients, and never the logits of all tokens at once."""
+    for name in (other_model, "models/tiny"):
+        agent = make_agent(model=name, dtype=dtype)
+        tokens = [5 + k % 90 for k in range(160)]
+        episodes = [
+            make_episode(tokens[: 160 - 20 * k], [-1] * 10 + [0] * (150 - 20 * k)) for k in (0, 1)
+        ]
+        found = []
+        for split in (inf, 16):
+            with Largest() as largest:
+                logp, gap = collm_cc.logprobs(agent.model, episodes, 0, 1, 0.7, inf, split)
+                logp.sum().backward()
+            found.append((logp.detach(), gap, gradient_of(agent), largest.numel))
+        tolerance = (
+            {"rtol": 1e-9, "atol": 1e-9} if dtype == "float64" else {"rtol": 1e-3, "atol": 1e-4}
+        )
+        for a, b in zip(*(x[:3] for x in found), strict=True):
+            torch.testing.assert_close(a, b, **tolerance)
+    vocabulary = make_agent().model.config.vocab_size
+    assert found[0][3] >= 280 * vocabulary
+    assert found[1][3] < 140 * vocabulary  # weights are as large as that
+
+
+def gradient_of(agent):
+    """The gradient of all that is trained, which it forgets."""
+    flat = torch.cat([p.grad.flatten() for p in agent.parameters()])
+    agent.zero_grad()
+    return flat
+
+
+@pytest.mark.parametrize("cap", [None, 5.0])
+def test_parts_are_for_models_whose_last_layer_is_their_head(cap, tmp_path):
+    """With a cap on logits the head is not the last: they are then made as a whole."""
+    folder = make_model(tmp_path, "gemma2", final_logit_softcapping=cap)
+    args = make_args(collm_cc, model=[folder], num_agents=1)
+    agent = collm_cc.Agent(0, folder, args, torch.device("cpu"), {})
+    collm_cc.check_sampling(Words(1, 2), [agent], args)
+    assert agent.split == (2**26 // 4096 if cap is None else inf)
