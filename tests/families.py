@@ -137,6 +137,7 @@ TRAINED = {
     "gemma3_window": ("Gemma3Text", {**SLIDING, **SHORT}),
     "gpt_oss_window": ("GptOss", {**SLIDING, **LOCAL_EXPERTS, **SHORT}),
     "llama4_chunk": ("Llama4Text", {**LLAMA4, "attention_chunk_size": 16}),
+    "mpt": ("Mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 512}),
     "llama4_vision": ("Llama4", {"text_config": {**LLAMA4, **IDS}, "vision_config": VISION}),
 }
 
@@ -189,11 +190,6 @@ REFUSED = {
             "max_position_embeddings": LONGEST,
         },
         "a mask of their own",
-    ),
-    "mpt": (
-        "Mpt",
-        {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 512},
-        "not what is trained",
     ),
     "bert": ("Bert", {**PLAIN, "is_decoder": False}, "not causal"),
     "gemma3_encoder": (
