@@ -42,6 +42,7 @@ import tyro
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import (
@@ -294,20 +295,19 @@ def load_model(auto_class, name: str, args: Args, device: torch.device, frozen: 
             config = json.loads((adapter / "adapter_config.json").read_text())
             base = config["base_model_name_or_path"]
         config = AutoConfig.from_pretrained(base, trust_remote_code=False)
-        windows = lift_windows(config)
         part = "weights"
         model, loading = auto_class.from_pretrained(base, config=config, **options)
         part = "tokenizer"
         folder = base if adapter and not list(Path(name).glob("tokenizer*")) else name
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         check_loading(model, loading, tokenizer)
-        model.windows = windows
         remove_dropout(model)
         if args.gradient_checkpointing:
             part = "layers, for --gradient-checkpointing,"
             model.activation_checkpointing_enable({"use_reentrant": False})
         if args.lora_rank:
             part = "adapter"
+            freeze(model, args)
             model = add_lora(model, base, adapter, args.lora_rank, frozen)
     except UserError as error:
         raise UserError(f"{flag} {name}: {error}") from error
@@ -315,8 +315,17 @@ def load_model(auto_class, name: str, args: Args, device: torch.device, frozen: 
         raise UserError(f"{flag} {name}: its {part} can not be loaded: {cause(error)}") from error
     model = model.to(device).eval()
     if args.dtype == "bfloat16":
-        model.forward = torch.autocast(device.type, torch.bfloat16)(model.forward)
+        autocast(model, device)
     return model, tokenizer
+
+
+def autocast(model: nn.Module, device: torch.device) -> None:
+    """Compute in bfloat16, but for the head: bfloat16 knows a logit of 20 to a tenth."""
+    model.forward = torch.autocast(device.type, torch.bfloat16)(model.forward)
+    head = model.get_output_embeddings()
+    if head:
+        head.register_forward_pre_hook(lambda _, inputs: inputs[0].float())
+        head.forward = torch.autocast(device.type, enabled=False)(head.forward)
 
 
 def check_loading(model: nn.Module, loading: dict, tokenizer) -> None:
@@ -382,6 +391,17 @@ def add_lora(model: nn.Module, name: str, adapter: Path | None, lora_rank: int, 
     return model
 
 
+def freeze(model: nn.Module, args: Args) -> None:
+    """Train nothing of a model; what autocast would cast to bfloat16 each time becomes that."""
+    model.requires_grad_(False)
+    for module in model.get_decoder().modules():
+        weights = list(module.parameters(recurse=False))
+        is_end = isinstance(module, nn.Embedding) or module is model.get_output_embeddings()
+        if args.dtype == "bfloat16" and not is_end and any(w.dim() > 1 for w in weights):
+            for weight in weights:
+                weight.data = weight.data.to(torch.bfloat16)
+
+
 def optional(name: str):
     """An optional package; UserError names the pip command if it is not installed."""
     try:
@@ -397,29 +417,24 @@ def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: x for name, x in model.state_dict().items() if name not in frozen}
 
 
-def lift_windows(config) -> dict[str, int]:
-    """Set the windows of a model's attention to no limit; gives what they were.
-
-    Histories never reach them (see max_length). But models count the columns of a cache, in which
-    a history leaves holes for the longer texts of others.
-    """
-    config = config.get_text_config()
-    names = ["sliding_window", "attention_chunk_size", "floor_scale"]
-    windows = {name: getattr(config, name) for name in names if getattr(config, name, None)}
-    for name in windows:
-        setattr(config, name, 2**30)
-    return windows
-
-
 def max_length(model: nn.Module) -> float:
-    """Tokens that a model reads as a whole: its positions, or the window of its attention."""
+    """Tokens that a model reads: its positions, or where it begins to read in another way."""
     config = model.config.get_text_config()
-    limits = [getattr(config, "max_position_embeddings", None) or inf, *model.windows.values()]
+    limits = [getattr(config, "max_position_embeddings", None) or inf]
+    if hasattr(config, "floor_scale"):  # Llama 4 counts columns of a cache, a prompt beyond all
+        limits.append(config.floor_scale // 2)
     ropes = getattr(config, "rope_parameters", None) or {}
     for rope in (ropes, *ropes.values()):  # one of all layers, or one of each kind of them
         if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
             limits.append(rope["original_max_position_embeddings"])  # beyond it all keys turn
     return min(limits)
+
+
+def shortest_window(model: nn.Module) -> float:
+    """Tokens that all layers of a model attend to at once."""
+    config = model.config.get_text_config()
+    names = ["sliding_window", "attention_chunk_size"]
+    return min(getattr(config, name, None) or inf for name in names)
 
 
 def checkpoint_layers(model: nn.Module, on: bool) -> None:
@@ -550,15 +565,17 @@ class Agent(nn.Module):
         eos = self.model.generation_config.eos_token_id
         eos = eos if isinstance(eos, list) else [eos]
         self.chat = Chat(name, self.tokenizer, {*eos, self.tokenizer.eos_token_id} - {None})
-        self.shares = False  # whether the update reads an o_0 once for several episodes of it
+        self.shares = 0  # longest history that the update reads with others of the same o_0
+        self.split = inf  # most tokens whose logits the update makes at once
         self.trains = learning_rate > 0
         if not self.trains:
-            self.requires_grad_(False)
+            freeze(self.model, args)
         self.optimizer = adamw(self, learning_rate) if self.trains else None
         self.reference = []  # a list, so that it is no submodule: neither trained nor saved
         if args.kl_coef and self.trains:
             reference, _ = load_model(AutoModelForCausalLM, name, args, device, frozen)
-            self.reference = [reference.requires_grad_(False)]
+            freeze(reference, args)
+            self.reference = [reference]
 
     def encode(self, e: "Episode", num_turns: int) -> tuple[list[int], list[int]]:
         """Its history h_it of an episode at turn t = num_turns - 1, and where that ends."""
@@ -585,11 +602,7 @@ class Agent(nn.Module):
         if hasattr(model, "peft_config"):
             model.save_pretrained(folder / "adapter")
             weights, model = merged_weights(model), model.get_base_model()
-        text_config = model.config.get_text_config()
-        for window, length in model.windows.items():
-            setattr(text_config, window, length)
         model.save_pretrained(folder, state_dict=weights)
-        lift_windows(model.config)
         config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -691,6 +704,7 @@ class RowsLayer(DynamicLayer):
     """
 
     key_buffer = value_buffer = None
+    is_compileable = True  # so that a mask of one token is made without asking a GPU about it
 
     def update(self, keys, values, *args, **kwargs):
         """Append new columns; gives all keys and values of the rows that are read."""
@@ -715,12 +729,11 @@ class RowsLayer(DynamicLayer):
         buffer[: len(new), :, start:end] = new
         return buffer
 
-    def select(self, rows: torch.Tensor) -> None:
-        """Keep these rows, in this order; a row may be repeated."""
-        length = self.get_seq_length()
-        self.key_buffer = self.key_buffer[rows, :, :length]
-        self.value_buffer = self.value_buffer[rows, :, :length]
-        self.keys, self.values = self.key_buffer, self.value_buffer
+    def select(self, rows: torch.Tensor, columns: torch.Tensor) -> None:
+        """Keep these columns (B, columns) of these rows (B,), in this order."""
+        places = rows[:, None], slice(None), columns
+        self.keys = self.key_buffer = self.key_buffer[places].transpose(1, 2)
+        self.values = self.value_buffer = self.value_buffer[places].transpose(1, 2)
 
     def move(self, source: torch.Tensor, to: torch.Tensor) -> None:
         """Put rows `source` in the places `to`."""
@@ -740,10 +753,16 @@ class RowsCache(Cache):
         self.mask = self.row_of = None
 
     def select(self, rows: torch.Tensor) -> None:
-        """Keep these rows, in this order; a row may be repeated."""
-        self.mask = self.mask[rows]
+        """Keep these rows, in this order; a row may be repeated. Holes go to their beginnings.
+
+        So columns are as far apart as tokens are in a history: windows of attention count them.
+        """
+        mask = self.mask[rows]
+        holes = mask.shape[1] - int(mask.sum(1).max())  # in all rows
+        columns = mask.argsort(stable=True)[:, holes:]  # (B, columns)
+        self.mask = mask.gather(1, columns)
         for layer in self.layers:
-            layer.select(rows)
+            layer.select(rows, columns)
 
     def move(self, source: torch.Tensor, to: torch.Tensor) -> None:
         """Put rows `source` in the places `to`."""
@@ -753,7 +772,7 @@ class RowsCache(Cache):
 
 
 def prefill(agent: Agent, prompts: list[list[int]], cache: RowsCache) -> None:
-    """Read a prompt into each row of the cache, longest first; others leave holes at their ends.
+    """Read a prompt into each row of the cache, longest first; others have holes at their ends.
 
     It reads an eighth of the columns at a time, without the rows that have ended. What padding is
     left is a hole only afterwards: here it sees itself, so that no query sees no key.
@@ -791,6 +810,7 @@ def read_prompts(agent: Agent, prompts: list[list[int]], cache: RowsCache) -> to
         order = sorted(range(len(prompts)), key=lambda k: -len(prompts[k]))
         cache.select(cache.row_of[order])
         prefill(agent, [prompts[k][:-1] for k in order], cache)
+        cache.select(torch.arange(len(order), device=device))
         return torch.tensor(order, device=device)
     number = {}  # of each different prompt: equal ones are read once
     for prompt in sorted(map(tuple, prompts), key=len, reverse=True):
@@ -824,41 +844,44 @@ def swaps(going: torch.Tensor, num_going: int) -> tuple[torch.Tensor, torch.Tens
     return torch.cat([fillers, holes]), torch.cat([holes, fillers])
 
 
-@torch.inference_mode()
+@torch.no_grad()  # inference mode would have autocast cast all weights at each token
 def generate(agent, prompts, cache: RowsCache, uniforms: torch.Tensor):
     """Sample a response to each of B prompts: [(token ids, log-probs)], EOS included.
 
     prompts: what the cache lacks of each history, its last token at least.
     uniforms: (B, R) numbers of (0, 1] that make the choices; R is the longest response.
-    The cache then holds all but the last token of each history.
+    The cache then holds all but the last token of each history. A GPU computes ahead of the host,
+    which asks it only now and then who has ended; what is sampled after an EOS is left out.
     """
     prompt_of = read_prompts(agent, prompts, cache)  # (B,), the prompt that a row answers
     device, past = agent.model.device, cache.mask.shape[1]
-    num_rows, max_new_tokens = uniforms.shape
+    asks_every = 16 if device.type == "cuda" else 1
+    k, max_new_tokens = uniforms.shape  # the first k rows still decode
     uniforms = uniforms.to(device)  # (B, R)
     eos = torch.tensor(sorted(agent.eos), device=device)
-    cache.mask = F.pad(cache.mask, (0, max_new_tokens))  # (B, past + R)
     positions = cache.mask.sum(1, keepdim=True)  # (B, 1), tokens so far
+    cache.mask = F.pad(cache.mask, (0, max_new_tokens), value=1)  # (B, past + R)
     tokens = torch.tensor([prompt[-1:] for prompt in prompts], device=device)[prompt_of]  # (B, 1)
-    sampled = tokens.new_full((num_rows, max_new_tokens), -1)  # (B, R), -1 after the end
+    sampled = tokens.new_full(uniforms.shape, -1)  # (B, R)
     logps = torch.zeros(uniforms.shape, dtype=torch.float64, device=device)  # (B, R)
-    k = num_rows  # the first k rows still decode
-    for column in range(past, past + max_new_tokens):
-        cache.mask[:k, column] = 1
+    for step in range(max_new_tokens):
         out = agent.model(
             tokens[:k],
-            attention_mask=cache.mask[:k, : column + 1],
+            attention_mask=cache.mask[:k, : past + step + 1],
             position_ids=positions[:k],
             past_key_values=cache,
             logits_to_keep=1,
         )
         logits = out.logits[:, -1].to(agent.model.dtype)  # (k, V)
-        answered, step = prompt_of[:k], column - past
+        answered = prompt_of[:k]
         tokens[:k], logp = sample(logits, agent.temperature, uniforms[answered, step, None])
         sampled[answered, step] = tokens[:k, 0]
         logps[answered, step] = logp[:, 0].double()
         positions[:k] += 1
-        going = ~torch.isin(tokens[:k, 0], eos)  # (k,)
+        if (step + 1) % asks_every > 0:
+            continue
+        newest = sampled[answered, step + 1 - asks_every : step + 1]  # (k, asks_every)
+        going = ~torch.isin(newest, eos).any(1)  # (k,)
         num_going = int(going.sum())
         if num_going < k:
             source, to = swaps(going, num_going)
@@ -868,15 +891,14 @@ def generate(agent, prompts, cache: RowsCache, uniforms: torch.Tensor):
             k = num_going
         if k == 0:
             break
-    cache.mask = cache.mask[:, : column + 1]
+    ended = torch.isin(sampled, eos).long()  # (B, R)
+    kept = ended.cumsum(1) == ended  # (B, R), up to the first EOS
+    cache.mask = torch.cat([cache.mask[:, :past], kept[prompt_of, : step + 1]], 1)
     cache.row_of = prompt_of.argsort()
-    if not logps.isfinite().all():
+    if not logps[kept].isfinite().all():
         raise FloatingPointError(f"{agent.name}: its logits are not finite")
-    responses = []
-    for ids, logp in zip(sampled.tolist(), logps.tolist(), strict=True):
-        length = sum(token >= 0 for token in ids)
-        responses.append((ids[:length], logp[:length]))
-    return responses
+    lists = sampled.tolist(), logps.tolist(), kept.sum(1).tolist()
+    return [(ids[:length], logp[:length]) for ids, logp, length in zip(*lists, strict=True)]
 
 
 # =========================================== logprobs ===========================================
@@ -898,24 +920,24 @@ def microbatches(lengths: list[int], budget: int, group: int = 1):
     yield rows
 
 
-def share_prefixes(tokens: list[list[int]], turns: list[list[int]], share: bool) -> torch.Tensor:
+def share_prefixes(tokens: list[list[int]], turns: list[list[int]], share: float) -> torch.Tensor:
     """b histories in p rows, those of one o_0 in one row: (p, S, 4) of (token, turn, episode, s).
 
     A row holds o_0 but for its last token, as of episode -1, then the rest of each history, which
     that last token begins, since it predicts the first token of a response. s is the place of a
-    token in its history; padding is -1. Without `share`, or where that makes more padding than it
-    saves, each history has a row of its own.
+    token in its history; padding is -1. Where one is longer than `share`, or sharing makes more
+    padding than it saves, each history has a row of its own.
     """
-    rows = {}
+    rows, longest = {}, max(map(len, tokens))
     for k, (ids, marks) in enumerate(zip(tokens, turns, strict=True)):
         start = marks.index(0) - 1
-        prefix = tuple(ids[:start]) if share else k
+        prefix = tuple(ids[:start]) if longest <= share else k
         if prefix not in rows:
             rows[prefix] = [(token, -1, -1, s) for s, token in enumerate(ids[:start])]
         rows[prefix] += [(ids[s], marks[s], k, s) for s in range(start, len(ids))]
     size = len(rows) * max(len(row) for row in rows.values())
-    if share and size > len(tokens) * max(len(ids) for ids in tokens):
-        return share_prefixes(tokens, turns, share=False)
+    if share and size > len(tokens) * longest:
+        return share_prefixes(tokens, turns, share=0)
     rows = [torch.tensor(row) for row in rows.values()]
     return pad_sequence(rows, batch_first=True, padding_value=-1)
 
@@ -931,30 +953,59 @@ def shared_mask(episodes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
 
 
-def logprobs(model, episodes, i: int, num_turns: int, temperature: float, share: bool):
+@contextlib.contextmanager
+def headless(model: nn.Module):
+    """Within it a model gives what its head reads, in place of logits. Gives the head's forward."""
+    head = model.get_output_embeddings()
+    forward = head.forward
+    head.forward = lambda hidden: hidden
+    try:
+        yield forward
+    finally:
+        head.forward = forward
+
+
+def logprobs(model, episodes, i: int, num_turns: int, temperature: float, share=0, split=inf):
     """log pi_i(a_t | h_t) of all turns of b episodes, from one forward: (T, b), 0 at dead turns.
 
     It is the sum over the tokens of the response, EOS included if it has one. Also gives how much
-    these n tokens' log-probs differ from when they were sampled, (n,).
+    these n tokens' log-probs differ from when they were sampled, (n,). Of more than `split` tokens
+    the logits are made in parts, and again for the backward pass: they would be large.
     """
     rows = share_prefixes([e.tokens[i] for e in episodes], [e.turns[i] for e in episodes], share)
-    rows = rows.to(model.device)  # (p, S, 4)
-    ids, turns, owners, places = rows.unbind(-1)  # (p, S) each
+    following = rows.roll(-1, 1)  # (p, S, 4), the next token of each; the last has none
+    k, s = (following[..., 1] >= 0).nonzero(as_tuple=True)  # (n,) each: that one was sampled
+    counts = k.bincount().tolist()
+    keep = pad_sequence(s.split(counts), batch_first=True)  # (p, m), where in a row it was
+    c = torch.cat([torch.arange(count) for count in counts])  # (n,), which of these
+    action, turn, owner, s = following[k, s].unbind(-1)  # (n,) each
+    sampled = [torch.tensor(e.logps[i], dtype=model.dtype) for e in episodes]
+    sampled = pad_sequence(sampled)[s, owner]  # (n,)
+    # All that would have a GPU wait for the host is done: it gets what it computes with
+    needed = rows, keep, k, c, action, turn, owner, sampled
+    needed = [x.to(model.device, non_blocking=True) for x in needed]
+    rows, keep, k, c, action, turn, owner, sampled = needed
     options = {}
     if len(rows) < len(episodes):  # else causal attention alone keeps the padding out
-        options["attention_mask"] = shared_mask(owners, model.dtype)
-        options["position_ids"] = places.clamp(min=0)
-    predicts = turns.roll(-1, 1) >= 0  # (p, S): the next token was sampled; the last has none
-    # A boolean logits_to_keep gives logits there alone: (n, V)
-    out = model(ids.clamp(min=0), use_cache=False, logits_to_keep=predicts, **options)
-    logits = out.logits.to(model.dtype) / temperature  # (n, V)
-    action, turn, owner, s = rows.roll(-1, 1)[predicts].unbind(-1)  # (n,) each
-    logp = -F.cross_entropy(logits, action, reduction="none")  # (n,)
-    sampled = [torch.tensor(e.logps[i], dtype=logp.dtype) for e in episodes]
-    sampled = pad_sequence(sampled).to(logp.device)  # (S, b)
+        options["attention_mask"] = shared_mask(rows[..., 2], model.dtype)
+        options["position_ids"] = rows[..., 3].clamp(min=0)
+    in_parts = len(k) > split
+    with headless(model) if in_parts else contextlib.nullcontext(nn.Identity()) as head:
+        out = model(rows[..., 0].clamp(min=0), use_cache=False, logits_to_keep=keep, **options)
+    hidden = out.logits[k, c]  # (n, V), or what the head reads, (n, D)
+
+    def compute(hidden, action):
+        logits = head(hidden).to(model.dtype) / temperature  # (n, V)
+        return -F.cross_entropy(logits, action, reduction="none")  # (n,)
+
+    if in_parts:
+        parts = zip(hidden.split(split), action.split(split))
+        logp = torch.cat([checkpoint(compute, *part, use_reentrant=False) for part in parts])
+    else:
+        logp = compute(hidden, action)
     total = logp.new_zeros(num_turns, len(episodes))  # (T, b)
     total = total.index_put((turn, owner), logp, accumulate=True)
-    return total, logp.detach() - sampled[s, owner]
+    return total, logp.detach() - sampled
 
 
 # ============================================ rollout ============================================
@@ -1031,7 +1082,9 @@ def rollout(task, episodes, agents, args: Args, purpose: str, iteration: int, cr
         for i, agent in enumerate(agents):
             streams = [rng(args.seed, purpose, iteration, e.number, i, turn) for e in going]
             uniforms = torch.tensor(np.stack([1 - x.random(limit) for x in streams]))  # (B, R)
-            act(i, agent, going, caches[i], uniforms)
+            # Weights are cast to bfloat16 once for all tokens of a response
+            with torch.autocast(agent.model.device.type, torch.bfloat16, args.dtype == "bfloat16"):
+                act(i, agent, going, caches[i], uniforms)
         start = time.time()
         joint_actions = [[actions[turn] for actions in e.actions] for e in going]
         scores = score_batch(task, [e.item for e in going], joint_actions)
@@ -1145,7 +1198,9 @@ def actor_step(i: int, agent: Agent, episodes, advantages, live, args: Args):
     checkpoint_layers(agent, args.gradient_checkpointing)
     lengths = [len(e.tokens[i]) for e in episodes]
     for rows in microbatches(lengths, args.microbatch_tokens):
-        batch = [episodes[k] for k in rows], i, num_turns, agent.temperature, agent.shares
+        batch = [episodes[k] for k in rows], i, num_turns, agent.temperature
+        batch = *batch, agent.shares, agent.split
+        rows = torch.tensor(rows).to(live.device, non_blocking=True)  # (b,)
         with torch.set_grad_enabled(agent.trains):
             logp, difference = logprobs(agent.model, *batch)  # (T, b), (n,)
         # Policy gradient: grad log pi_i(a_it | h_it) A_it, mean over live turns
@@ -1354,12 +1409,19 @@ def check_sampling(task, agents, args: Args) -> None:
             raise UserError(f"{agent.name}: can not be sampled from: {cause(error)}") from error
         options = i, task.num_turns, agent.temperature
         with torch.no_grad():
-            _, difference = logprobs(agent.model, episodes, *options, share=False)
+            _, difference = logprobs(agent.model, episodes, *options, share=0)
             gap = difference.abs().mean().item()
             check_gap(agent, gap, args.dtype)
+            with contextlib.suppress(Exception):  # some have more than a head at their end
+                _, parts = logprobs(agent.model, episodes, *options, split=1)
+                if (parts - difference).abs().max() < 3 * gap + 1e-5:
+                    config = agent.model.config.get_text_config()
+                    agent.split = 2**26 // config.vocab_size  # float32 logits of 256 MB
             with contextlib.suppress(Exception):  # some read no masks but their own
-                _, difference = logprobs(agent.model, episodes[:2], *options, share=True)
-                agent.shares = difference.abs().mean().item() < 3 * gap + 1e-4
+                _, difference = logprobs(agent.model, episodes[:2], *options, share=inf)
+                shares = difference.abs().mean().item() < 3 * gap + 1e-4
+                # A row of several histories has no windows
+                agent.shares = shortest_window(agent.model) if shares else 0
 
 
 def check_lengths(task, readers, num_agents: int, limit: int) -> None:

@@ -22,6 +22,7 @@ PLAIN = {
 }
 LLAMA = {**PLAIN, "head_dim": 8}
 SLIDING = {**LLAMA, "max_position_embeddings": 512, "sliding_window": LONGEST}
+SHORT = {"sliding_window": 16}  # histories are longer
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 SHARED_EXPERT = {**EXPERTS, "shared_expert_intermediate_size": 24}
 LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
@@ -61,7 +62,7 @@ LLAMA4 = {
     "intermediate_size_mlp": 48,
     "attention_chunk_size": LONGEST,
     "no_rope_layers": [1, 0],
-    "floor_scale": LONGEST,
+    "floor_scale": 2 * LONGEST,
 }
 VISION = {
     "hidden_size": 24,
@@ -131,6 +132,12 @@ TRAINED = {
     "glm": ("Glm", LLAMA),
     "glm4": ("Glm4", LLAMA),
     "gemma3_vision": ("Gemma3", {"text_config": {**SLIDING, **IDS}, "vision_config": VISION}),
+    "mistral_window": ("Mistral", {**SLIDING, **SHORT}),
+    "gemma2_window": ("Gemma2", {**SLIDING, **SHORT}),
+    "gemma3_window": ("Gemma3Text", {**SLIDING, **SHORT}),
+    "gpt_oss_window": ("GptOss", {**SLIDING, **LOCAL_EXPERTS, **SHORT}),
+    "llama4_chunk": ("Llama4Text", {**LLAMA4, "attention_chunk_size": 16}),
+    "mpt": ("Mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 512}),
     "llama4_vision": ("Llama4", {"text_config": {**LLAMA4, **IDS}, "vision_config": VISION}),
 }
 
@@ -184,30 +191,13 @@ REFUSED = {
         },
         "a mask of their own",
     ),
-    "mpt": (
-        "Mpt",
-        {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 512},
-        "not what is trained",
-    ),
     "bert": ("Bert", {**PLAIN, "is_decoder": False}, "not causal"),
     "gemma3_encoder": (
         "Gemma3Text",
         {**SLIDING, "use_bidirectional_attention": True},
         "not causal",
     ),
-    "mistral_window": ("Mistral", {**SLIDING, "sliding_window": 64}, "reads 64"),
-    "gemma2_window": ("Gemma2", {**SLIDING, "sliding_window": 64}, "reads 64"),
-    "gpt_oss_window": (
-        "GptOss",
-        {**SLIDING, **LOCAL_EXPERTS, "sliding_window": 64},
-        "reads 64",
-    ),
-    "llama4_chunk": (
-        "Llama4Text",
-        {**LLAMA4, "attention_chunk_size": 64},
-        "reads 64",
-    ),
-    "llama4_scale": ("Llama4Text", {**LLAMA4, "floor_scale": 64}, "reads 64"),
+    "llama4_scale": ("Llama4Text", {**LLAMA4, "floor_scale": 64}, "reads 32"),
     "phi3_short": (
         "Phi3",
         {**TRAINED["phi3_longrope"][1], "original_max_position_embeddings": 64},

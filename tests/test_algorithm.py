@@ -3,11 +3,11 @@ worked by hand."""
 
 import dataclasses
 import itertools
+from math import inf
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoTokenizer, MistralConfig, MistralForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import collm_cc
@@ -77,7 +77,7 @@ def make_team(script, args, model="models/tiny"):
     frozen, num_agents = {}, args.num_agents
     agents = [script.Agent(i, model, args, CPU, frozen) for i in range(num_agents)]
     for agent in agents:
-        agent.shares = True
+        agent.shares = inf
     reads = {collm_cc: [list(range(num_agents))], collm_dc: [[i] for i in range(num_agents)]}
     critics = [script.Critic(model, r, args, CPU, frozen) for r in reads.get(script, [])]
     for critic in critics:
@@ -126,7 +126,7 @@ def make_episode(tokens, turns):
     return collm_cc.Episode(0, {}, [tokens], [turns], [logps], [[]], [[]], [0.0] * (max(turns) + 1))
 
 
-def log_probs(agent, episodes, num_turns=3, share=True, i=0):
+def log_probs(agent, episodes, num_turns=3, share=inf, i=0):
     """`logprobs` of an agent: (T, b)."""
     total, _ = collm_cc.logprobs(
         agent.model, episodes, i, num_turns, agent.temperature, share=share
@@ -401,7 +401,7 @@ def test_initialisation_depends_on_the_seed():
 
 
 # -------------------------------------------------------------------------- log-probs and values
-@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("share", [inf, 0])
 @pytest.mark.parametrize("model", ["models/tiny", "other"])
 def test_logprobs_equal_a_naive_loop(model, share, other_model):
     args = make_args(collm_cc, temperature=[0.8])
@@ -433,7 +433,7 @@ def test_the_sampling_gap_is_that_of_the_token():
     _, episodes = play(collm_cc, agents, args)
     start, _ = responses(episodes[3], 1)[0]
     episodes[3].logps[1][start + 1] -= 0.25
-    for share in (True, False):
+    for share in (inf, 0):
         _, gap = collm_cc.logprobs(agents[1].model, episodes, 1, 3, 1.0, share)
         assert gap.abs().sort().values[-2:].tolist() == pytest.approx([0.0, 0.25], abs=1e-9)
     metrics = run_update(collm_cc, episodes, *make_team(collm_cc, args), args)
@@ -468,14 +468,16 @@ def test_histories_share_a_row_only_if_fewer_tokens_are_computed():
     agent = make_agent()
     tokens = [[5, 6, *[7] * 20], [5, 6, *[8] * 20], [9, 6, *[7] * 20]]
     turns = [[-1, -1, *[0] * 20]] * 3  # shared: rows of 41 and 22 tokens, 82 in all
-    assert collm_cc.share_prefixes(tokens, turns, True).shape == (3, 22, 4)
+    assert collm_cc.share_prefixes(tokens, turns, inf).shape == (3, 22, 4)
     episodes = list(map(make_episode, tokens, turns))
     apart = torch.cat([log_probs(agent, [e], 1) for e in episodes], 1)
     torch.testing.assert_close(log_probs(agent, episodes, 1), apart, rtol=0, atol=1e-10)
     tokens = [[*range(5, 35), 7], [*range(5, 35), 8], [*range(6, 36), 7]]
     turns = [[-1] * 30 + [0]] * 3
-    assert collm_cc.share_prefixes(tokens, turns, True).shape == (2, 33, 4)  # 29 + 2 + 2, and 31
-    assert collm_cc.share_prefixes(tokens, turns, False).shape == (3, 31, 4)
+    assert collm_cc.share_prefixes(tokens, turns, inf).shape == (2, 33, 4)  # 29 + 2 + 2, and 31
+    assert collm_cc.share_prefixes(tokens, turns, 0).shape == (3, 31, 4)
+    assert collm_cc.share_prefixes(tokens, turns, 30).shape == (3, 31, 4)  # one has 31
+    assert collm_cc.share_prefixes(tokens, turns, 31).shape == (2, 33, 4)
 
 
 def test_the_last_token_and_the_eos_are_trained_even_if_eos_is_pad(other_model):
@@ -731,7 +733,7 @@ def test_microbatches_change_nothing(script, monkeypatch):
     seen, metrics, args = [], [], make_args(script, num_generations=2)
     agents, critics = make_team(script, args)
     _, episodes = play(script, agents, args, items=Words().train[1:3])
-    for args.microbatch_tokens, shares in [(1, True), (500, True), (10**9, False)]:
+    for args.microbatch_tokens, shares in [(1, inf), (500, inf), (10**9, 0)]:
         for agent in agents:
             agent.shares = shares
         with monkeypatch.context() as patch:
@@ -1013,18 +1015,6 @@ def test_a_row_that_the_joint_critic_can_not_read_is_named():
         assert len(agent.chat.frame(Words().observe(items[0])[0], [])) + 32 < 150
     said = too_long(items, agents, critics)
     assert said.startswith("rows.jsonl:7: ") and "critic of agents [0, 1] reads 150" in said
-
-
-def test_histories_beyond_a_window_are_refused(tmp_path):
-    """A window would let go of what is trained on."""
-    config = AutoConfig.from_pretrained("models/tiny")
-    config = MistralConfig(**SHAPE, vocab_size=config.vocab_size, sliding_window=64)
-    MistralForCausalLM(config).save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained("models/tiny").save_pretrained(tmp_path)
-    args = make_args(collm_cc)
-    agents, _ = make_team(collm_cc, args, model=str(tmp_path))
-    items = [{"text": "word " * 40, "place": "rows.jsonl:1"}]
-    assert too_long(items, agents).endswith(f"agent 0 ({tmp_path}) reads 64")
 
 
 def test_an_episode_ends_where_a_critic_has_no_room():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from families import LONGEST, REFUSED, TRAINED, Uneven, make_model
 from transformers import AutoModelForCausalLM
 
@@ -15,6 +16,7 @@ import collm_cc
 import envs
 
 CPU = torch.device("cpu")
+WINDOWS = ["mistral_window", "gemma2_window", "gemma3_window", "gpt_oss_window", "llama4_chunk"]
 DENSE = ["llama", "gemma2", "gptj", "bloom", "phi3_longrope", "gpt2"]
 EXPERTS = ["qwen3_moe", "mixtral", "gpt_oss", "llama4", "deepseek_v3"]
 LAYERS_WITH_NOISE = ["opt", "phimoe", "gpt2", "falcon_alibi", "gemma2", "qwen3_moe"]
@@ -132,7 +134,7 @@ def test_what_is_sampled_is_what_is_trained(name, folder_of, monkeypatch):
     check_family(folder_of(name), 1e-4, monkeypatch)
 
 
-@pytest.mark.parametrize("name", DENSE + EXPERTS)
+@pytest.mark.parametrize("name", DENSE + EXPERTS + WINDOWS)
 def test_float64_too(name, folder_of, monkeypatch):
     check_family(folder_of(name), 1e-7, monkeypatch, dtype="float64")
 
@@ -155,6 +157,25 @@ def test_alibi_is_not_shared(name, folder_of):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_can_share_a_beginning_does(name, dtype, folder_of):
     assert build(folder_of(name), dtype=dtype)[2].shares
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_windows_shorter_than_a_history(name, folder_of):
+    """They are there, so that these families show something: without one, log-probs differ."""
+    task, args, agent, _ = build(folder_of(name), dtype="float64")
+    episodes = play(task, args, agent)
+    logp, gap = collm_cc.logprobs(agent.model, episodes, 0, 2, 1.0, agent.shares)
+    assert agent.shares <= 16 and gap.abs().max() < 1e-6  # some rotate in float32
+    assert sum(len(e.tokens[0]) > 3 * 16 for e in episodes) > 5
+    folder = Path(folder_of(name))
+    config = transformers.AutoConfig.from_pretrained(folder)
+    for window in ("sliding_window", "attention_chunk_size"):
+        if getattr(config, window, None):
+            setattr(config, window, 10**6)
+    options = {"dtype": torch.float64, "experts_implementation": "eager"}
+    wide = AutoModelForCausalLM.from_pretrained(folder, config=config, **options)
+    other, _ = collm_cc.logprobs(wide, episodes, 0, 2, 1.0, 0)
+    assert (other - logp).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -237,7 +258,6 @@ def test_an_exported_agent_keeps_its_windows(name, folder_of, tmp_path):
     for window in ("sliding_window", "attention_chunk_size", "floor_scale"):
         assert exported.get(window) == given.get(window)
     assert agent.model.config.to_dict() == before
-    assert collm_cc.max_length(agent.model) == LONGEST
 
 
 def test_a_critic_that_sees_what_follows_is_refused(folder_of):

@@ -3,10 +3,13 @@
 import json
 import shutil
 import sys
+from collections import Counter
+from math import inf
 from pathlib import Path
 
 import pytest
 import torch
+from families import make_model
 from safetensors.torch import load_file, save_file
 from test_algorithm import (
     CPU,
@@ -14,6 +17,7 @@ from test_algorithm import (
     Words,
     make_agent,
     make_args,
+    make_episode,
     make_team,
     play,
     record_gradients,
@@ -21,6 +25,8 @@ from test_algorithm import (
     run_update,
 )
 from test_scripts import train_short, weights
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 import collm_cc
@@ -278,3 +284,119 @@ def test_models_of_one_name_are_shared_only_with_lora():
     frozen, args = {}, make_args(collm_cc)
     a, b = (collm_cc.Agent(i, "models/tiny", args, CPU, frozen) for i in (0, 1))
     assert not {p.data_ptr() for p in a.parameters()} & {p.data_ptr() for p in b.parameters()}
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often each weight is cast to bfloat16."""
+
+    def __init__(self, models):
+        super().__init__()
+        self.names = {p.data_ptr(): name for m in models for name, p in m.named_parameters()}
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        is_cast = func.__name__.startswith(("_to_copy.", "to."))
+        if is_cast and torch.bfloat16 in (*args, *kwargs.values()):
+            self.counts[self.names.get(args[0].data_ptr())] += 1
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("flags", [{}, {"lora_rank": 4}, {"actor_lr": [0.0]}], ids=str)
+def test_weights_are_cast_once_for_all_tokens_of_a_response(flags):
+    """What is trained; what is frozen is kept in bfloat16, but for embeddings and norms."""
+    if "lora_rank" in flags:
+        pytest.importorskip("peft")
+    args = make_args(collm_cc, dtype="bfloat16", num_agents=1, **flags)
+    agents, _ = make_team(collm_cc, args)
+    with Casts(agents) as casts:
+        _, episodes = play(collm_cc, agents, args, num_turns=1)
+    assert max(len(e.tokens[0]) for e in episodes) > 20
+    trained = {name for name, p in agents[0].named_parameters() if p.requires_grad}
+    matrices = {name for name, p in agents[0].named_parameters() if p.dim() > 1}
+    embeddings = {name for name in matrices if "embed" in name}
+    cast = {name: count for name, count in casts.counts.items() if name}
+    assert cast == dict.fromkeys(matrices & trained - embeddings, 1)
+    for name, p in agents[0].named_parameters():
+        is_small = name in matrices - trained - embeddings
+        assert p.dtype == (torch.bfloat16 if is_small else torch.float32), name
+
+
+def test_frozen_weights_in_bfloat16_change_no_result(monkeypatch):
+    """Autocast would cast them to the same numbers; two adapters share one copy of them."""
+    pytest.importorskip("peft")
+    args = make_args(collm_cc, dtype="bfloat16", lora_rank=4)
+    agents, critics = make_team(collm_cc, args)
+    logits = logits_of(agents[0].model)
+    frozen = [{p.data_ptr() for p in m.parameters() if not p.requires_grad} for m in agents]
+    assert frozen[0] == frozen[1]
+    assert {p.data_ptr() for p in critics[0].parameters() if not p.requires_grad} <= frozen[0]
+    monkeypatch.setattr(collm_cc, "freeze", lambda model, args: model.requires_grad_(False))
+    assert torch.equal(logits_of(make_team(collm_cc, args)[0][0].model), logits)
+
+
+def test_logits_are_float32_in_bfloat16():
+    """What the head makes of its input is exact to float32, whose logits differ by no tenth."""
+    agent, seen = make_agent(dtype="bfloat16"), []
+    head = agent.model.get_output_embeddings()
+    head.register_forward_hook(lambda _, inputs, out: seen.append(inputs[0]))
+    logits = logits_of(agent.model)
+    exact = seen[0].double() @ head.weight.double().T
+    assert logits.dtype == torch.float32 and logits.abs().max() > 4
+    torch.testing.assert_close(logits.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that a tensor had, forward or backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        sizes = [x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+        self.numel = max([self.numel, *sizes])
+        return out
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_logits_of_many_tokens_are_made_in_parts(dtype, other_model):
+    """The same log-probs and gradients, and never the logits of all tokens at once."""
+    for name in (other_model, "models/tiny"):
+        agent = make_agent(model=name, dtype=dtype)
+        tokens = [5 + k % 90 for k in range(160)]
+        episodes = [
+            make_episode(tokens[: 160 - 20 * k], [-1] * 10 + [0] * (150 - 20 * k)) for k in (0, 1)
+        ]
+        found = []
+        for split in (inf, 16):
+            with Largest() as largest:
+                logp, gap = collm_cc.logprobs(agent.model, episodes, 0, 1, 0.7, inf, split)
+                logp.sum().backward()
+            found.append((logp.detach(), gap, gradient_of(agent), largest.numel))
+        tolerance = (
+            {"rtol": 1e-9, "atol": 1e-9} if dtype == "float64" else {"rtol": 1e-3, "atol": 1e-4}
+        )
+        for a, b in zip(*(x[:3] for x in found), strict=True):
+            torch.testing.assert_close(a, b, **tolerance)
+    vocabulary = make_agent().model.config.vocab_size
+    assert found[0][3] >= 280 * vocabulary
+    assert found[1][3] < 140 * vocabulary  # weights are as large as that
+
+
+def gradient_of(agent):
+    """The gradient of all that is trained, which it forgets."""
+    flat = torch.cat([p.grad.flatten() for p in agent.parameters()])
+    agent.zero_grad()
+    return flat
+
+
+@pytest.mark.parametrize("cap", [None, 5.0])
+def test_parts_are_for_models_whose_last_layer_is_their_head(cap, tmp_path):
+    """With a cap on logits the head is not the last: they are then made as a whole."""
+    folder = make_model(tmp_path, "gemma2", final_logit_softcapping=cap)
+    args = make_args(collm_cc, model=[folder], num_agents=1)
+    agent = collm_cc.Agent(0, folder, args, torch.device("cpu"), {})
+    collm_cc.check_sampling(Words(1, 2), [agent], args)
+    assert agent.split == (2**26 // 4096 if cap is None else inf)
