@@ -34,8 +34,7 @@ class Climbing(envs.Task):
         return [item["prompt"]] * self.num_agents
 
     def score(self, item, actions):
-        """Raw reward (payoff + 30) / 41; info: score, success, played_X (share of agents), valid.
-        """
+        """Raw reward (payoff + 30) / 41; info: score, success, played_X (of agents), valid."""
         one, two = (action.strip() for action in actions)
         payoff = PAYOFF.get(one, {}).get(two, WORST)
         reward = (payoff - WORST) / (PAYOFF["a"]["a"] - WORST)
