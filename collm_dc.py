@@ -27,6 +27,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from math import comb, inf
@@ -179,7 +180,7 @@ def check_args(args) -> None:
 
 # ======================================== seeds and ranks ========================================
 def rng(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
-    """The random stream of one purpose: no two (seed, purpose, numbers) share one."""
+    """The random stream of one purpose: no two (seed < 2**32, purpose, numbers) share one."""
     purposes = ["initialisation", "items", "minibatches", "rollout", "evaluation"]
     return np.random.default_rng([seed, purposes.index(purpose), *numbers])
 
@@ -256,6 +257,7 @@ def load_model(auto_class, name: str, args: Args, device: torch.device, frozen: 
     """
     dtype = torch.float64 if args.dtype == "float64" else torch.float32
     options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    options["trust_remote_code"] = False
     if dtype == torch.float64:  # for which torch has no grouped product
         options["experts_implementation"] = "eager"
     flag = "--model" if auto_class is AutoModelForCausalLM else "--critic-model"
@@ -267,7 +269,7 @@ def load_model(auto_class, name: str, args: Args, device: torch.device, frozen: 
         config = AutoConfig.from_pretrained(base, trust_remote_code=False)
         windows = lift_windows(config)
         model, loading = auto_class.from_pretrained(base, config=config, **options)
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         wrong = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
         if wrong:  # they would start at random
             raise UserError(f"its files lack weights of its config: {min(wrong)}, ...")
@@ -292,10 +294,7 @@ def remove_dropout(model: nn.Module) -> None:
 
 
 def add_lora(model: nn.Module, name: str, adapter: Path, lora_rank: int, frozen: dict):
-    """Freeze a model and add LoRA adapters (2106.09685, alpha = 2 rank) to its linear layers.
-
-    adapter: a folder; if it is there, the adapters of an agent are those in it.
-    """
+    """Freeze a model and add LoRA adapters (2106.09685, alpha = 2 rank) to its linear layers."""
     with naming("pip install peft"):
         peft = import_module("peft")
     for parameter, weight in model.named_parameters():
@@ -314,7 +313,7 @@ def add_lora(model: nn.Module, name: str, adapter: Path, lora_rank: int, frozen:
         task_type="CAUSAL_LM" if is_agent else "FEATURE_EXTRACTION",
     )
     model = peft.get_peft_model(model, config)
-    if is_agent and adapter.exists():
+    if is_agent and adapter.exists():  # it goes on with what another run has trained
         found = peft.set_peft_model_state_dict(model, peft.load_peft_weights(adapter))
         if found.unexpected_keys:
             raise UserError(f"its adapter does not fit: {found.unexpected_keys[0]}, ...")
@@ -447,10 +446,10 @@ class Agent(nn.Module):
         self.model, self.tokenizer = load_model(AutoModelForCausalLM, name, args, device, frozen)
         check_causal(self.name, self.model)
         eos = self.model.generation_config.eos_token_id
-        eos = eos if isinstance(eos, list) else [eos]
+        eos = set(eos) if isinstance(eos, list) else {eos}
         with naming(self.name):
             check_layers(self.model)
-            self.chat = Chat(self.tokenizer, {*eos, self.tokenizer.eos_token_id} - {None})
+            self.chat = Chat(self.tokenizer, (eos | {self.tokenizer.eos_token_id}) - {None})
         self.shares = False  # whether the update reads an o_0 once for several episodes of it
         self.trains = learning_rate > 0
         if not self.trains:
@@ -464,7 +463,8 @@ class Agent(nn.Module):
     def encode(self, e: "Episode", num_turns: int) -> tuple[list[int], list[int]]:
         """Its history h_it of an episode at turn t = num_turns - 1, and where that ends."""
         (i,) = self.reads
-        tokens = e.tokens[i] + self.chat.frame(e.observations[i][num_turns - 1], e.tokens[i])
+        observation = e.observations[i][num_turns - 1]
+        tokens = e.tokens[i] + self.chat.frame(observation, e.tokens[i])
         return tokens, [len(tokens) - 1]
 
     @property
@@ -473,10 +473,7 @@ class Agent(nn.Module):
         return self.chat.eos
 
     def export(self, folder: Path) -> None:
-        """Write a Hugging Face model that samples by default as in training.
-
-        With LoRA its weights are merged, and the adapter alone is in adapter/.
-        """
+        """Write a Hugging Face model, with LoRA a merged one, that samples as in training."""
         config = GenerationConfig(do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0)
         config.eos_token_id = sorted(self.eos)
         config.pad_token_id = self.tokenizer.pad_token_id
@@ -497,7 +494,9 @@ class Agent(nn.Module):
 
 def merged(model: nn.Module) -> nn.Module:
     """A copy of a LoRA model's base, on the CPU, with its adapters added in."""
-    copies = {id(p): nn.Parameter(p.detach().to("cpu", copy=True)) for p in model.parameters()}
+    copies = {}  # which deepcopy takes in place of the originals
+    for p in model.parameters():
+        copies[id(p)] = nn.Parameter(p.detach().to("cpu", copy=True))
     return copy.deepcopy(model, copies).merge_and_unload()
 
 
@@ -557,10 +556,7 @@ def adamw(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
 
 
 def optimize(model: nn.Module, max_grad_norm: float) -> torch.Tensor:
-    """Sum the gradient over ranks, clip it, step. Gives its norm before clipping, ().
-
-    FloatingPointError names the model if the norm is not finite; nothing is stepped then.
-    """
+    """Sum the gradient over ranks, clip it, step. Gives its norm before clipping, ()."""
     trained = [p for p in model.parameters() if p.requires_grad]
     for p in trained:
         if p.grad is None:  # e.g. an expert that no token of this rank has reached
@@ -887,9 +883,11 @@ def observe(e: Episode, observations: list[str]) -> None:
 
 def act(i: int, agent, episodes, cache, uniforms) -> None:
     """Agent i reads its newest observation in each episode, and responds."""
-    frames = [agent.chat.frame(e.observations[i][-1], e.tokens[i]) for e in episodes]
-    # The last token of a history is not in the cache yet
-    prompts = [e.tokens[i][-1:] + frame for e, frame in zip(episodes, frames, strict=True)]
+    frames, prompts = [], []
+    for e in episodes:
+        frame = agent.chat.frame(e.observations[i][-1], e.tokens[i])
+        frames.append(frame)
+        prompts.append(e.tokens[i][-1:] + frame)  # its last token is not in the cache yet
     responses = generate(agent, prompts, cache, uniforms)
     for e, frame, (ids, logps) in zip(episodes, frames, responses, strict=True):
         turn = len(e.actions[i])
@@ -906,10 +904,7 @@ def needed(reader, e: Episode, more: int) -> int:
 
 
 def rollout(task, episodes, agents, args: Args, purpose: str, iteration: int, critics=()) -> None:
-    """Play these episodes, all in parallel; each ends after num_turns turns or at success.
-
-    It also ends, as at success, where an agent or a critic has no room for what comes next.
-    """
+    """Play these episodes, all in parallel; each ends after num_turns turns or at success."""
     shift = task.reward_shift if args.reward_shift is None else args.reward_shift
     success = task.success if args.success is None else args.success
     limit = args.max_new_tokens or task.max_new_tokens
@@ -920,8 +915,8 @@ def rollout(task, episodes, agents, args: Args, purpose: str, iteration: int, cr
     for turn in range(task.num_turns):
         for i, agent in enumerate(agents):
             streams = [rng(args.seed, purpose, iteration, e.number, i, turn) for e in going]
-            uniforms = torch.tensor(np.stack([1 - x.random(limit) for x in streams]))  # (B, R)
-            act(i, agent, going, caches[i], uniforms)
+            uniforms = np.stack([1 - stream.random(limit) for stream in streams])  # (B, R)
+            act(i, agent, going, caches[i], torch.tensor(uniforms))
         joint_actions = [[actions[turn] for actions in e.actions] for e in going]
         scores = score_batch(task, [e.item for e in going], joint_actions)
         kept = []
@@ -930,6 +925,7 @@ def rollout(task, episodes, agents, args: Args, purpose: str, iteration: int, cr
             e.infos.append(info)
             if turn + 1 < task.num_turns and reward < success:
                 observe(e, task.feedback(e.item, joint_actions[k], info, turn))
+                # Nor does it go on where an agent or a critic has no room for what comes next
                 e.too_long = any(needed(x, e, limit) > max_length(x.model) for x in readers)
                 if not e.too_long:
                     kept.append(k)
@@ -990,10 +986,8 @@ def normalise(advantages, returns, live) -> torch.Tensor:
 
 
 def stack_rewards(episodes: list[Episode], num_turns: int, agents):
-    """Rewards (T, B, N), 0 at dead turns, and which turns are live, (T, B).
-
-    Rewards are float64, so that equal returns stay equal.
-    """
+    """Rewards (T, B, N), 0 at dead turns, and which turns are live, (T, B)."""
+    # In float64, so that equal returns stay equal
     rewards = torch.zeros(num_turns, len(episodes), len(agents), dtype=torch.float64)
     live = torch.zeros(num_turns, len(episodes), dtype=torch.bool)
     for k, e in enumerate(episodes):
@@ -1022,13 +1016,10 @@ def critic_step(critic: Critic, episodes, rewards, live, args: Args) -> torch.Te
 
 
 def actor_step(i: int, agent: Agent, episodes, advantages, live, args: Args):
-    """One gradient step of agent i on its advantages (T, B): log pi(a_t | h_t), (T, B), and sums.
-
-    The sums are those of the KL, of the sampling gap, and the gradient norm.
-    """
+    """One gradient step of agent i on its advantages (T, B): log pi(a_t | h_t), (T, B), metrics."""
     num_turns, num_live = len(live), all_sum(live.sum())
     logps = torch.zeros_like(advantages)  # (T, B)
-    kl, gap, norm = torch.zeros(3, 1, dtype=torch.float64, device=live.device)
+    kl, gap, norm = torch.zeros(3, dtype=torch.float64, device=live.device)
     checkpoint_layers(agent, args.gradient_checkpointing)
     lengths = [len(e.tokens[i]) for e in episodes]
     for rows in microbatches(lengths, args.microbatch_tokens):
@@ -1051,7 +1042,20 @@ def actor_step(i: int, agent: Agent, episodes, advantages, live, args: Args):
     agent.eval()
     if agent.trains:
         norm += optimize(agent, args.max_grad_norm)
-    return logps, torch.cat([kl, gap, norm])
+    num_tokens = sum(turn >= 0 for e in episodes for turn in e.turns[i])
+    num_ended = sum(e.tokens[i][-1] in agent.eos for e in episodes)
+    num_tokens, num_ended, num_all = logps.new_tensor([num_tokens, num_ended, len(episodes)])
+    gain, total = (logps * advantages).sum(), logps.sum()
+    all_sum(kl, gap, gain, total, num_tokens, num_ended, num_all)
+    return logps, {
+        "losses/policy_loss": -gain / num_live,
+        "losses/entropy": -total / num_tokens,  # of a token
+        "losses/grad_norm": norm,
+        "losses/kl": kl / num_live,
+        "losses/sampling_gap": gap / num_tokens,  # mean |log-prob trained - log-prob sampled|
+        "charts/response_length": num_tokens / num_live,
+        "charts/eos_rate": num_ended / num_all,  # of last responses
+    }
 
 
 def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int):
@@ -1082,7 +1086,7 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
         for i, agent in enumerate(agents):
             steps.append(actor_step(i, agent, minibatch, advantages[..., i], live, args))
         # 6. Metrics
-        learned = actor_metrics(agents, minibatch, steps, advantages, live)
+        learned = {name: torch.stack([x[name] for _, x in steps]) for name in steps[0][1]}
         learned["losses/value_loss"] = live_mean(td_errors**2, live)
         learned["losses/explained_variance"] = explained_variance(returns, values, live)
         learned["losses/advantage_variance"] = advantage_variance
@@ -1097,28 +1101,6 @@ def explained_variance(returns, values, live) -> torch.Tensor:
     total = live_variance(returns, live)  # (N,)
     total = total.masked_fill(total <= 1e-12 * live_mean(returns**2, live), torch.nan)
     return 1 - live_variance(returns - values, live) / total
-
-
-def actor_metrics(agents, episodes, steps, advantages, live) -> dict[str, torch.Tensor]:
-    """{metric: (N,)} of the agents' steps, over the episodes of all ranks."""
-    logps = torch.stack([logps for logps, _ in steps], -1)  # (T, B, N)
-    kl, gap, norm = torch.stack([sums for _, sums in steps], -1)  # (N,) each
-    counts = torch.zeros(2, len(agents), dtype=torch.float64)
-    for i, agent in enumerate(agents):
-        counts[0, i] = sum(turn >= 0 for e in episodes for turn in e.turns[i])
-        counts[1, i] = sum(e.tokens[i][-1] in agent.eos for e in episodes)
-    num_tokens, num_ended = counts.to(live.device)  # (N,) each
-    num_live, num_episodes = live.sum().double(), live[0].sum().double()
-    all_sum(kl, gap, num_tokens, num_ended, num_live, num_episodes)
-    return {
-        "losses/policy_loss": -live_mean(logps * advantages, live),
-        "losses/entropy": -live_mean(logps, live) * num_live / num_tokens,  # of a token
-        "losses/grad_norm": norm,
-        "losses/kl": kl / num_live,
-        "losses/sampling_gap": gap / num_tokens,  # mean |log-prob trained - log-prob sampled|
-        "charts/response_length": num_tokens / num_live,
-        "charts/eos_rate": num_ended / num_episodes,  # of last responses
-    }
 
 
 # =========================================== evaluate ===========================================
@@ -1142,8 +1124,11 @@ def summarize(episodes: list[Episode], samples: int = 1) -> dict[str, float]:
     return summary
 
 
-def evaluate(task, agents, args: Args, samples: int = 4):
-    """Play `samples` episodes of each held-out item: ({metric: value}, episodes of all ranks)."""
+def evaluate(task, agents, args: Args, writer, global_step: int, samples: int = 4):
+    """Play `samples` episodes of each held-out item; log metrics and a few episodes, print a line.
+
+    Gives ({metric: value}, episodes of all ranks).
+    """
     start = time.time()
     items = task.eval[: max(1, args.eval_episodes // samples)]
     mine = start_episodes([item for item in items for _ in range(samples)], len(agents))
@@ -1155,7 +1140,14 @@ def evaluate(task, agents, args: Args, samples: int = 4):
     num_tokens = sum(turn >= 0 for e in episodes for turns in e.turns for turn in turns)
     metrics["tokens"] = num_tokens / len(episodes)
     metrics["time"] = (time.time() - start) / len(episodes)
-    return {f"eval/{name}": value for name, value in metrics.items()}, episodes
+    shown = [f"{name} {x:.3f}" for name, x in metrics.items()]
+    say(f"held-out at step {global_step}: {', '.join(shown)}")
+    if writer:
+        for name, value in metrics.items():
+            writer.add_scalar(f"eval/{name}", value, global_step)
+        for k, episode in enumerate(episodes[::samples][:4]):
+            writer.add_text(f"episodes/{k}", transcript(task, episode), global_step)
+    return metrics, episodes
 
 
 def transcript(task, episode: Episode) -> str:
@@ -1191,30 +1183,27 @@ def check_layers(model: nn.Module) -> None:
 
 
 def check_causal(name: str, model: nn.Module) -> int:
-    """UserError if what a model says of its first token is not finite, or changes with its second.
-
-    Gives the width of what it says.
-    """
+    """The width of what a model says; UserError if it is not finite, or not causal."""
     ids = torch.arange(2, device=model.device)[None]
     with naming(name), torch.no_grad():
-        alone, both = (model(input_ids=x, use_cache=False)[0] for x in (ids[:, :1], ids))
+        alone = model(input_ids=ids[:, :1], use_cache=False)[0]  # (1, 1, V) or (1, 1, D)
+        both = model(input_ids=ids, use_cache=False)[0]  # (1, 2, V) or (1, 2, D)
         if not both.isfinite().all():
             raise UserError("what it computes is not finite: its weights are broken")
-        if (both[:, :1] - alone).abs().max() > 0.1 * alone.abs().max():
+        change = (both[:, :1] - alone).abs().max()
+        if change > 0.1 * alone.abs().max():
             raise UserError("its attention is not causal: what it reads depends on what follows")
     return both.shape[-1]
 
 
 def check_sampling(task, agents, args: Args) -> None:
-    """UserError if what an agent samples is not what is trained.
-
-    It plays four short episodes: two of one o_0, which may share it, and two that are shorter.
-    """
+    """UserError if what an agent samples, in four short episodes, is not what is trained."""
     limit = min(4, args.max_new_tokens or task.max_new_tokens)
     item = min(task.train, key=lambda item: len("".join(task.observe(item))))
     for i, agent in enumerate(agents):
-        episodes, cache = [Episode.start(k, item, len(agents)) for k in range(4)], RowsCache()
-        for e, cut in zip(episodes, [0, 0, 8, 16], strict=True):
+        episodes = [Episode.start(k, item, len(agents)) for k in range(4)]
+        cache = RowsCache()
+        for e, cut in zip(episodes, [0, 0, 8, 16], strict=True):  # two may share their o_0
             observe(e, [text[cut:] for text in task.observe(item)])
         with naming(f"{agent.name}: can not be sampled from"):
             for turn in range(min(2, task.num_turns)):
@@ -1233,10 +1222,7 @@ def check_sampling(task, agents, args: Args) -> None:
 
 
 def check_lengths(task, readers, num_agents: int, limit: int) -> None:
-    """UserError names a row whose first observation and T responses are too long for a reader.
-
-    readers: agents and critics.
-    """
+    """UserError names a row whose first observation and T responses are more than a model reads."""
     shortest = min(max_length(reader.model) for reader in readers)
     responses = task.num_turns * limit
     for item in [*task.train, *task.eval]:
@@ -1266,11 +1252,8 @@ def replacing(path: Path):
 
 
 def save(run_dir: Path, writer, agents, models, args: Args, iteration: int, global_step: int):
-    """Export the agents to agent_{i}/, then write a checkpoint; the last two checkpoints stay.
-
-    Of several ranks, the one that has a writer does.
-    """
-    if not writer:
+    """Export the agents to agent_{i}/, then write a checkpoint; the last two checkpoints stay."""
+    if not writer:  # another rank does it
         return
     writer.flush()
     for i, agent in enumerate(agents):
@@ -1302,15 +1285,13 @@ def read_checkpoint(run_dir: Path) -> dict:
 
 
 def load_checkpoint(run_dir: Path, models, args: Args) -> tuple[int, int]:
-    """Put models and optimizers back: (iteration, global_step).
-
-    UserError if the checkpoint is of other args, but for those that change only how long a run
-    goes on, how it is watched, where it computes and in which portions.
-    """
+    """Put models and optimizers back: (iteration, global_step)."""
     state = read_checkpoint(run_dir)
+    # What changes only how long a run goes on, how it is watched, where and in which portions
     free = ["total_env_steps", "eval_every", "save_every", "track", "device", "resume", "run_name"]
     free += ["microbatch_tokens", "gradient_checkpointing"]
-    changed = [k for k, v in asdict(args).items() if k not in free and v != state["args"].get(k)]
+    kept = {name: value for name, value in asdict(args).items() if name not in free}
+    changed = [name for name, value in kept.items() if value != state["args"].get(name)]
     if changed:
         raise UserError(f"the run has other values of {', '.join(changed)}")
     if state["ranks"] != world_size() and args.num_minibatches > 1:
@@ -1323,10 +1304,7 @@ def load_checkpoint(run_dir: Path, models, args: Args) -> tuple[int, int]:
 
 # ============================================= main =============================================
 def open_run(args: Args, global_step: int):
-    """(run folder, TensorBoard writer) of a new run, or of one resumed at global_step.
-
-    Writes args.json, starts wandb if asked. Of several ranks only the first has a writer.
-    """
+    """(run folder, TensorBoard writer) of a run; None is the writer of all ranks but the first."""
     default = f"{args.task}__{args.exp_name}__{args.seed}__{int(time.time())}"
     run_dir = Path(args.resume or f"runs/{args.run_name or default}")
     if rank() > 0:
@@ -1359,13 +1337,6 @@ def stop_signal() -> list[int]:
     return stop
 
 
-def log(writer, scalars: dict[str, float], global_step: int) -> None:
-    """Write scalars to TensorBoard, on the rank that has a writer."""
-    if writer:
-        for name, value in scalars.items():
-            writer.add_scalar(name, value, global_step)
-
-
 def log_training(writer, bar, args: Args, global_step: int, episodes, metrics, times) -> None:
     """Log an iteration: its episodes, the metrics of its update, seconds of (rollout, update)."""
     scalars = {f"charts/{name}": value for name, value in summarize(episodes).items()}
@@ -1382,21 +1353,12 @@ def log_training(writer, bar, args: Args, global_step: int, episodes, metrics, t
         memory = torch.cuda.max_memory_allocated()
     scalars["charts/peak_memory_gb"] = memory / 2**30
     scalars["time/rollout"], scalars["time/update"] = times
-    log(writer, scalars, global_step)
+    for name, value in scalars.items():
+        if writer:
+            writer.add_scalar(name, value, global_step)
     shown = {"return": scalars["charts/episodic_return"], "SPS": scalars["charts/SPS"]}
     bar.set_postfix(shown, refresh=False)
     bar.update(num_steps)
-
-
-def evaluate_and_log(task, agents, args: Args, writer, global_step: int) -> None:
-    """Evaluate, log the metrics and a few whole episodes, print one line."""
-    metrics, episodes = evaluate(task, agents, args)
-    log(writer, metrics, global_step)
-    if writer:
-        for k, episode in enumerate(episodes[::4][:4]):
-            writer.add_text(f"episodes/{k}", transcript(task, episode), global_step)
-    shown = [f"{name.removeprefix('eval/')} {x:.3f}" for name, x in metrics.items()]
-    say(f"held-out at step {global_step}: {', '.join(shown)}")
 
 
 def build(task, args: Args, device: torch.device):
@@ -1431,7 +1393,7 @@ def main(args: Args) -> None:
     stop = stop_signal()  # Ctrl-C or SIGTERM: save after this iteration, and end
     run_dir, writer = open_run(args, global_step)
     if not args.resume:
-        evaluate_and_log(task, agents, args, writer, global_step)
+        evaluate(task, agents, args, writer, global_step)
         save(run_dir, writer, agents, models, args, iteration, global_step)
     bar = tqdm(total=args.total_env_steps, initial=global_step, unit="step", disable=rank() > 0)
     last = global_step >= args.total_env_steps
@@ -1455,7 +1417,7 @@ def main(args: Args) -> None:
         stopping = all_sum(torch.tensor(float(len(stop)), device=device)) > 0
         last = global_step >= args.total_env_steps or bool(stopping)
         if last or (args.eval_every and iteration % args.eval_every == 0):
-            evaluate_and_log(task, agents, args, writer, global_step)
+            evaluate(task, agents, args, writer, global_step)
         if last or (args.save_every and iteration % args.save_every == 0):
             save(run_dir, writer, agents, models, args, iteration, global_step)
     say(
@@ -1467,19 +1429,16 @@ def main(args: Args) -> None:
 
 
 def command_line(args_class, main) -> None:
-    """Run main(args) on the flags of the command line.
-
-    What a user can mend ends it with one line and exit code 2; memory that ran out and numbers that
-    are not finite with one line and exit code 1.
-    """
+    """Run main(args) on the flags of the command line; known errors end it with one line."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # no line for each retry
     try:
         main(parse_args(args_class))
     except (UserError, FloatingPointError, torch.OutOfMemoryError) as error:
+        traceback.clear_frames(error.__traceback__)  # the run's objects end, its progress bar too
         tqdm.write("error: " + " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
+        sys.exit(2 if isinstance(error, UserError) else 1)  # 2: a user can mend it
 
 
 if __name__ == "__main__":

@@ -343,8 +343,8 @@ def test_evaluation_depends_on_the_seed_and_not_on_its_batches():
     def played(**changes):
         args = make_args(collm_cc, eval_episodes=8, **changes)
         agents, _ = make_team(collm_cc, args)
-        metrics, episodes = collm_cc.evaluate(Words(2, 2), agents, args, samples=2)
-        del metrics["eval/time"]
+        metrics, episodes = collm_cc.evaluate(Words(2, 2), agents, args, None, 0, samples=2)
+        del metrics["time"]
         return metrics, [e.tokens for e in episodes], [e.item["text"] for e in episodes]
 
     whole, parts, other = played(num_envs=8), played(num_envs=3), played(num_envs=8, seed=2)

@@ -83,9 +83,8 @@ def trained_step(agent, episodes, args, monkeypatch):
     monkeypatch.setattr(collm_cc, "optimize", optimize)
     rewards, live = collm_cc.stack_rewards(episodes, 2, [agent])
     advantages = rewards[..., 0] + 1.5
-    logps, sums = collm_cc.actor_step(0, agent, episodes, advantages, live, args)
-    num_tokens = sum(turn >= 0 for e in episodes for turn in e.turns[0])
-    return logps, sums[1].item() / num_tokens, gradients[0]
+    logps, metrics = collm_cc.actor_step(0, agent, episodes, advantages, live, args)
+    return logps, metrics["losses/sampling_gap"].item(), gradients[0]
 
 
 def plain_step(agent, episodes):

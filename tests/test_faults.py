@@ -23,6 +23,7 @@ from kill_and_resume import (
 )
 from test_scripts import ROOT, SCRIPTS
 from test_scripts import train_short as train
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 import collm_cc
@@ -202,11 +203,13 @@ def test_what_is_not_finite_stops_the_run_and_is_named(case, elsewhere, monkeypa
         monkeypatch.setattr(script.Critic, "forward", lambda *given: forward(*given) * torch.nan)
     argv = [script.__name__, "--resume", str(folder), "--total-env-steps", "50"]
     monkeypatch.setattr(sys, "argv", [*argv, "--save-every", "1"])
+    bars = set(tqdm._instances)
     with pytest.raises(SystemExit) as stop:
         script.command_line(script.Args, script.main)
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert stop.value.code == 1 and len(error) == 1
     assert re.search(said, error[0]), error
+    assert set(tqdm._instances) <= bars  # a bar that stays would shift the lines of the next run
     after = state(folder)
     assert all(equal(good[name], after[name]) for name in good)
 
