@@ -203,7 +203,7 @@ def test_checkpointing_changes_no_gradient(name, folder_of, monkeypatch):
 
 def test_checkpointing_that_a_model_can_not_do(folder_of, monkeypatch):
     monkeypatch.setattr("transformers.LlamaForCausalLM.supports_gradient_checkpointing", False)
-    with pytest.raises(envs.UserError, match="--gradient-checkpointing"):
+    with pytest.raises(envs.UserError, match="does not support activation checkpointing"):
         build(folder_of("llama"), gradient_checkpointing=True)
 
 
