@@ -18,7 +18,7 @@ GPUs:     torchrun --nproc-per-node=8 SCRIPT.py with the same flags: ranks share
 # reads, k rows that still decode, n tokens of responses.
 
 import contextlib
-import errno
+import copy
 import json
 import logging
 import os
@@ -26,10 +26,8 @@ import resource
 import shutil
 import signal
 import sys
-import threading
 import time
 import traceback
-import zipfile
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from math import comb, inf
@@ -138,59 +136,52 @@ class Args:
     """keep only the inputs of layers for the backward pass: saves memory, costs one more forward"""
 
 
+@contextlib.contextmanager
+def naming(what: str):
+    """UserError, in one line that says what it was about, for whatever is raised within."""
+    try:
+        yield
+    except Exception as error:  # each library has its own
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        text = " ".join(str(error).split())
+        raise UserError(f"{what}: {kind}{text}"[:500]) from error
+
+
 def parse_args(args_class, argv: list[str] | None = None):
     """Checked args of a command line. With --resume, the run's own args are the defaults."""
     args = tyro.cli(args_class, args=argv)
     if args.resume:
-        try:
+        with naming(f"--resume {args.resume}"):
             saved = json.loads(Path(args.resume, "args.json").read_text())
             saved = args_class(**{**saved, "resume": args.resume})
-        except (OSError, TypeError, ValueError):
-            message = "must be the folder of a run, with its args.json"
-            raise UserError(f"--resume {args.resume}: {message}") from None
-        if saved.exp_name != args.exp_name:
-            message = f"is a run of {saved.exp_name}, not of {args.exp_name}"
-            raise UserError(f"--resume {args.resume}: {message}")
+            if saved.exp_name != args.exp_name:
+                raise UserError(f"is a run of {saved.exp_name}, not of {args.exp_name}")
         args = tyro.cli(args_class, args=argv, default=saved)
     check_args(args)
     return args
 
 
 def check_args(args) -> None:
-    """UserError for a flag whose value can not work, whatever the task and the models are."""
-    zero_is_good = ["seed", "eval_every", "save_every", "lora_rank", "gamma", "gae_lambda"]
-    zero_is_good += ["kl_coef", "vf_coef", "actor_lr"]
-    at_most = {"seed": 2**32 - 1, "gamma": 1, "gae_lambda": 1}
-    of_agents = ["model", "temperature", "actor_lr"]
+    """UserError for a number that can not work, whatever the task and the models are."""
+    may_be_0 = ["seed", "eval_every", "save_every", "lora_rank", "gamma", "gae_lambda"]
+    may_be_0 += ["kl_coef", "vf_coef", "actor_lr"]
     for name, given in asdict(args).items():
         flag = f"--{name.replace('_', '-')} {given}: must be"
         values = given if isinstance(given, list) else [given]
-        if name in of_agents and len(values) not in (1, args.num_agents):
+        if len(values) not in (1, args.num_agents):
             raise UserError(f"{flag} one for all agents, or {args.num_agents}, one for each")
         for value in values:
-            if type(value) not in (int, float):
+            if type(value) not in (int, float) or name in ("success", "reward_shift"):
                 continue
-            if name in ("success", "reward_shift"):
-                if not -inf < value < inf:
-                    raise UserError(f"{flag} finite")
-                continue
-            if not (0 < value < inf or (value == 0 and name in zero_is_good)):
-                raise UserError(f"{flag} {'at least' if name in zero_is_good else 'above'} 0")
-            if value > at_most.get(name, inf):
-                raise UserError(f"{flag} at most {at_most[name]}")
-
-
-def for_each_agent(values: list, num_agents: int) -> list:
-    """One value for each agent, from one for all or one each."""
-    return values * num_agents if len(values) == 1 else values
+            if name in may_be_0 and not value >= 0:
+                raise UserError(f"{flag} at least 0")
+            if name not in may_be_0 and not value > 0:
+                raise UserError(f"{flag} above 0")
 
 
 # ======================================== seeds and ranks ========================================
 def rng(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
-    """The random stream of one purpose: no two (seed, purpose, numbers) share one.
-
-    NumPy's SeedSequence mixes all of them; torch's generators would keep 32 bits of a seed.
-    """
+    """The random stream of one purpose: no two (seed < 2**32, purpose, numbers) share one."""
     purposes = ["initialisation", "items", "minibatches", "rollout", "evaluation"]
     return np.random.default_rng([seed, purposes.index(purpose), *numbers])
 
@@ -219,15 +210,14 @@ def join_ranks(name: str) -> torch.device:
     """The device that --device names, for `auto` and `cuda` this rank's own; joins other ranks."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    with naming(f"--device {name}"):
         device = torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError):
-        message = "must be auto, cpu, cuda, cuda:1 or the like, and one that is here"
-        raise UserError(f"--device {name}: {message}") from None
     if device.type == "cuda":
-        if name == "cuda":
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cuda.enable_cudnn_sdp(False)  # plans each shape, has given NaN gradients
     if world_size() > 1:
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device
@@ -260,59 +250,35 @@ def say(text: str) -> None:
 
 
 # ============================================ models ============================================
-def cause(error: Exception) -> str:
-    """What an exception says, in one line of reasonable length."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:400]
-
-
-def find_adapter(name: str) -> Path | None:
-    """The folder of a LoRA adapter that --model names: itself, or an agent's exported one."""
-    for folder in (Path(name), Path(name, "adapter")):
-        if (folder / "adapter_config.json").is_file():
-            return folder
-    return None
-
-
 def load_model(auto_class, name: str, args: Args, device: torch.device, frozen: dict):
-    """(model, tokenizer) of a Hub id or folder. UserError, in one line, if it can not be used.
+    """(model, tokenizer) of a Hub id or folder.
 
     frozen: for LoRA, {(name, parameter): weight} of what was loaded before. Models of one name,
     critics too, then share their frozen weights.
     """
-    flag = "--model" if auto_class is AutoModelForCausalLM else "--critic-model"
-    adapter, base = find_adapter(name), name
-    if adapter == Path(name) and not args.lora_rank:
-        raise UserError(f"{flag} {name}: is an adapter, which needs --lora-rank")
     dtype = torch.float64 if args.dtype == "float64" else torch.float32
-    options = {"dtype": dtype, "output_loading_info": True, "trust_remote_code": False}
-    options["ignore_mismatched_sizes"] = True  # check_loading tells them
+    options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    options["trust_remote_code"] = False
     if dtype == torch.float64:  # for which torch has no grouped product
         options["experts_implementation"] = "eager"
-    part = "config"
-    try:
-        if adapter and args.lora_rank:
+    flag = "--model" if auto_class is AutoModelForCausalLM else "--critic-model"
+    with naming(f"{flag} {name}"):
+        base, adapter = name, Path(name, "adapter")  # as Agent.export writes it
+        if args.lora_rank and adapter.exists():
             config = json.loads((adapter / "adapter_config.json").read_text())
             base = config["base_model_name_or_path"]
         config = AutoConfig.from_pretrained(base, trust_remote_code=False)
-        part = "weights"
         model, loading = auto_class.from_pretrained(base, config=config, **options)
-        part = "tokenizer"
-        folder = base if adapter and not list(Path(name).glob("tokenizer*")) else name
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        check_loading(model, loading, tokenizer)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        wrong = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
+        if wrong:  # they would start at random
+            raise UserError(f"its files lack weights of its config: {min(wrong)}, ...")
         remove_dropout(model)
         if args.gradient_checkpointing:
-            part = "layers, for --gradient-checkpointing,"
             model.activation_checkpointing_enable({"use_reentrant": False})
         if args.lora_rank:
-            part = "adapter"
             freeze(model, args)
             model = add_lora(model, base, adapter, args.lora_rank, frozen)
-    except UserError as error:
-        raise UserError(f"{flag} {name}: {error}") from error
-    except Exception as error:  # safetensors, tokenizers and the Hub have their own classes
-        raise UserError(f"{flag} {name}: its {part} can not be loaded: {cause(error)}") from error
     model = model.to(device).eval()
     if args.dtype == "bfloat16":
         autocast(model, device)
@@ -328,37 +294,18 @@ def autocast(model: nn.Module, device: torch.device) -> None:
         head.forward = torch.autocast(device.type, enabled=False)(head.forward)
 
 
-def check_loading(model: nn.Module, loading: dict, tokenizer) -> None:
-    """UserError if files lack weights, or have others than the config and the tokenizer ask for."""
-    if loading["missing_keys"]:
-        some = ", ".join(sorted(loading["missing_keys"])[:3])
-        raise UserError(f"its files lack weights of its layers: {some}, ...")
-    for weight, found, needed in sorted(loading["mismatched_keys"]):
-        shapes = f"{weight} of shape {tuple(found)}, its config asks for {tuple(needed)}"
-        raise UserError(f"its files have {shapes}")
-    if loading["unexpected_keys"] and model.get_output_embeddings() is not None:
-        some = ", ".join(sorted(loading["unexpected_keys"])[:3])
-        say(f"{model.name_or_path}: its config leaves out weights of its files: {some}, ...")
-    rows = model.get_input_embeddings().weight.shape[0]
-    beyond = [token for token, k in tokenizer.get_vocab().items() if k >= rows]
-    beyond = sorted(set(beyond) - set(tokenizer.all_special_tokens))
-    if beyond:  # special ones, as for padding, are in no text
-        raise UserError(f"its tokenizer has {beyond[0]}, which is beyond its {rows} embeddings")
-
-
 def remove_dropout(model: nn.Module) -> None:
-    """Set every dropout to 0: the policy that is trained is the one that sampled."""
+    """Set to 0 the dropout of layers' own, which --gradient-checkpointing would switch on."""
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
         for name, value in vars(module).items():
             if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
 
 
-def add_lora(model: nn.Module, name: str, adapter: Path | None, lora_rank: int, frozen: dict):
+def add_lora(model: nn.Module, name: str, adapter: Path, lora_rank: int, frozen: dict):
     """Freeze a model and add LoRA adapters (2106.09685, alpha = 2 rank) to its linear layers."""
-    peft = optional("peft")
+    with naming("pip install peft"):
+        peft = import_module("peft")
     for parameter, weight in model.named_parameters():
         parameter = parameter.removeprefix(f"{model.base_model_prefix}.")
         weight.data = frozen.setdefault((name, parameter), weight.data)
@@ -374,20 +321,11 @@ def add_lora(model: nn.Module, name: str, adapter: Path | None, lora_rank: int, 
         exclude_modules=routers,
         task_type="CAUSAL_LM" if is_agent else "FEATURE_EXTRACTION",
     )
-    if not adapter or not is_agent:
-        return peft.get_peft_model(model, config)
-    config = peft.PeftConfig.from_pretrained(adapter)
-    config.inference_mode = False  # as saved adapters have it, which would freeze them
-    if config.peft_type != "LORA" or config.use_dora or config.modules_to_save:
-        raise UserError(f"the adapter in {adapter} must be plain LoRA, with no other weights")
-    if config.r != lora_rank:
-        raise UserError(f"--lora-rank {lora_rank}: the adapter in {adapter} has rank {config.r}")
     model = peft.get_peft_model(model, config)
-    found = peft.set_peft_model_state_dict(model, peft.load_peft_weights(adapter))
-    absent = [weight for weight in found.missing_keys if ".lora_" in weight]
-    if absent or found.unexpected_keys:
-        some = ", ".join([*absent, *found.unexpected_keys][:2])
-        raise UserError(f"the adapter in {adapter} does not fit its base: {some}, ...")
+    if is_agent and adapter.exists():  # it goes on with what another run has trained
+        found = peft.set_peft_model_state_dict(model, peft.load_peft_weights(adapter))
+        if found.unexpected_keys:
+            raise UserError(f"its adapter does not fit: {found.unexpected_keys[0]}, ...")
     return model
 
 
@@ -400,14 +338,6 @@ def freeze(model: nn.Module, args: Args) -> None:
         if args.dtype == "bfloat16" and not is_end and any(w.dim() > 1 for w in weights):
             for weight in weights:
                 weight.data = weight.data.to(torch.bfloat16)
-
-
-def optional(name: str):
-    """An optional package; UserError names the pip command if it is not installed."""
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise UserError(f"this needs the package {name}: pip install {name}") from error
 
 
 def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -453,81 +383,50 @@ class Chat:
     eos: the ids that end a response.
     """
 
-    def __init__(self, name: str, tokenizer, eos: set[int]):
-        self.name, self.tokenizer, self.eos = name, tokenizer, eos
+    def __init__(self, tokenizer, eos: set[int]):
+        self.tokenizer, self.eos = tokenizer, eos
         self.first = ("", "\n")
         self.later = ("\n", "\n")
         self.end = None  # the token with which the template ends a reply
         self.before_end = ""  # what it writes between a reply and that token
         self.strips = False  # whether it strips the user's text
         if tokenizer.chat_template:
-            self.read_template()
+            with naming("its chat template must take plain texts and print each once"):
+                self.read_template()
         if not self.eos:
-            raise UserError(f"--model {name}: no token ends a response: its tokenizer has no EOS")
+            raise UserError("no token ends a response: its tokenizer has no EOS")
 
     def render(self, *texts: str) -> str:
         """The chat of a user and an assistant in turn, up to where the next reply begins."""
         roles = ["user", "assistant"] * len(texts)
         chat = [{"role": role, "content": text} for role, text in zip(roles, texts)]
         options = {"add_generation_prompt": True, "enable_thinking": False}
-        try:
-            return self.tokenizer.apply_chat_template(chat, tokenize=False, **options)
-        except Exception as error:  # templates raise what they like
-            message = f"its chat template refuses a chat of plain texts: {cause(error)}"
-            raise UserError(f"--model {self.name}: {message}") from error
-
-    def split(self, text: str, mark: str) -> list[str]:
-        """The parts of a rendering before and after a mark."""
-        parts = text.split(mark)
-        if len(parts) != 2:
-            message = f"its chat template prints a text {len(parts) - 1} times instead of once"
-            raise UserError(f"--model {self.name}: {message}")
-        return parts
+        return self.tokenizer.apply_chat_template(chat, tokenize=False, **options)
 
     def read_template(self) -> None:
         """Find `first` and `later`, and how a reply ends."""
-        first = self.render("<USER>")
-        head, tail = self.split(self.render("<ONE>", "<REPLY>", "<USER>"), "<REPLY>")
-        self.first = self.split(first, "<USER>")
-        before, after = self.split(tail, "<USER>")
+        before, after = self.render("<USER>").split("<USER>")
+        self.first = before, after
+        _, later = self.render("<ONE>", "<REPLY>", "<USER>").split("<REPLY>")
+        before, after = later.split("<USER>")
         self.strips = "\t<USER>\t" not in self.render("\t<USER>\t")
-        self.end = self.find_end(before)
-        if self.end is not None:
+        ids, added = self.encode(before), self.tokenizer.added_tokens_decoder
+        special = [token for token in ids if token in added and added[token].special]
+        ends = [token for token in ids if token in self.eos]
+        ends += [token for token in special if token != self.tokenizer.bos_token_id]
+        if ends:
+            self.end = ends[0]
             self.eos = self.eos | {self.end}
             end = self.tokenizer.convert_ids_to_tokens(self.end)
             self.before_end, _, rest = before.partition(end)
             before = end + rest
-        self.later = (before, after)
-        thought = self.render("<USER>", "<think>\n<THOUGHT>\n</think>\n\n<REPLY>", "<USER>")
-        longer = self.render("<ONE>", "<REPLY>", "<TWO>", "<LAST>", "<USER>")
-        same = head.rstrip() == "<ONE>".join(self.first).rstrip()
-        same = same and longer.startswith(f"{head}<REPLY>") and longer.endswith(f"<LAST>{tail}")
-        done = ""
-        if not same or "<THOUGHT>" not in thought:
-            done = "rewrites earlier turns (or drops their thinking)"
-        elif "\t<REPLY>\t" not in self.render("<ONE>", "\t<REPLY>\t", "<USER>"):
-            done = "trims earlier replies"
-        if done:
-            say(f"{self.name}: its chat template {done}; histories keep what was read and sampled")
-
-    def find_end(self, before: str) -> int | None:
-        """The token that ends a reply, of what the template writes between a reply and a user.
-
-        It is an EOS of the model or, with a word to the user, another special token.
-        """
-        ids = self.encode(before)
-        ends = [token for token in ids if token in self.eos]
-        if ends:
-            return ends[0]
-        added = self.tokenizer.added_tokens_decoder
-        special = [token for token in ids if token in added and added[token].special]
-        ends = [token for token in special if token != self.tokenizer.bos_token_id]
-        if not ends:
-            say(f"{self.name}: its chat template ends a turn with no token; only EOS does")
-            return None
-        told = f"as its chat template has it, though its EOS is {sorted(self.eos)}"
-        say(f"{self.name}: token {ends[0]} ends a response, {told}")
-        return ends[0]
+        self.later = before, after
+        reply = "<think>\n</think>\n\n<REPLY>"
+        seen = self.render("<ONE>", reply, "<TWO>", reply, "<USER>")
+        kept = reply.join(["<ONE>".join(self.first), later.replace("<USER>", "<TWO>"), later])
+        if "".join(seen.split()) != "".join(kept.split()):
+            name = self.tokenizer.name_or_path
+            say(f"{name}: its chat template rewrites earlier turns; histories keep them as sampled")
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Token ids of a text; a chat template writes its own special tokens."""
@@ -557,14 +456,15 @@ class Agent(nn.Module):
         super().__init__()
         self.name = f"agent {i} ({name})"
         self.reads = [i]
-        self.temperature = for_each_agent(args.temperature, args.num_agents)[i]
-        learning_rate = for_each_agent(args.actor_lr, args.num_agents)[i]
+        self.temperature = args.temperature[i % len(args.temperature)]  # of all, or of each
+        learning_rate = args.actor_lr[i % len(args.actor_lr)]
         self.model, self.tokenizer = load_model(AutoModelForCausalLM, name, args, device, frozen)
-        check_layers(self.name, self.model)
         check_causal(self.name, self.model)
         eos = self.model.generation_config.eos_token_id
-        eos = eos if isinstance(eos, list) else [eos]
-        self.chat = Chat(name, self.tokenizer, {*eos, self.tokenizer.eos_token_id} - {None})
+        eos = set(eos) if isinstance(eos, list) else {eos}
+        with naming(self.name):
+            check_layers(self.model)
+            self.chat = Chat(self.tokenizer, (eos | {self.tokenizer.eos_token_id}) - {None})
         self.shares = 0  # longest history that the update reads with others of the same o_0
         self.split = inf  # most tokens whose logits the update makes at once
         self.trains = learning_rate > 0
@@ -580,7 +480,8 @@ class Agent(nn.Module):
     def encode(self, e: "Episode", num_turns: int) -> tuple[list[int], list[int]]:
         """Its history h_it of an episode at turn t = num_turns - 1, and where that ends."""
         (i,) = self.reads
-        tokens = e.tokens[i] + self.chat.frame(e.observations[i][num_turns - 1], e.tokens[i])
+        observation = e.observations[i][num_turns - 1]
+        tokens = e.tokens[i] + self.chat.frame(observation, e.tokens[i])
         return tokens, [len(tokens) - 1]
 
     @property
@@ -589,38 +490,28 @@ class Agent(nn.Module):
         return self.chat.eos
 
     def export(self, folder: Path) -> None:
-        """Write a Hugging Face model that samples by default as in training.
-
-        With LoRA its weights are merged, and the adapter alone is in adapter/.
-        """
+        """Write a Hugging Face model, with LoRA a merged one, that samples as in training."""
         config = GenerationConfig(do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0)
         config.eos_token_id = sorted(self.eos)
         config.pad_token_id = self.tokenizer.pad_token_id
         if config.pad_token_id is None:
             config.pad_token_id = config.eos_token_id[0]
-        weights, model = None, self.model
+        model = self.model
         if hasattr(model, "peft_config"):
             model.save_pretrained(folder / "adapter")
-            weights, model = merged_weights(model), model.get_base_model()
-        model.save_pretrained(folder, state_dict=weights)
+            model = merged(model)
+        model.save_pretrained(folder)
         config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
 
-def merged_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """State dict of a LoRA model's base with its adapters added in; the model stays as it is."""
-    base = model.get_base_model()
-    weights = {}
-    for name, weight in base.state_dict().items():
-        if ".lora_" not in name:
-            weights[name.replace("base_layer.", "")] = weight.detach().cpu()
-    for name, module in base.named_modules():
-        if hasattr(module, "get_delta_weight"):
-            delta = module.get_delta_weight("default").detach().cpu()
-            parameter = getattr(module, "parameter_name", "weight")  # of experts: one of theirs
-            name = f"{name}.{parameter}".replace("base_layer.", "")
-            weights[name] = weights[name] + delta
-    return weights
+def merged(model: nn.Module) -> nn.Module:
+    """A copy of a LoRA model's base, on the CPU, with its adapters added in."""
+    copies = {}  # which deepcopy takes in place of the originals
+    for p in model.parameters():
+        dtype = torch.promote_types(p.dtype, torch.float32)  # bfloat16 would round the adapters
+        copies[id(p)] = nn.Parameter(p.detach().to("cpu", dtype, copy=True))
+    return copy.deepcopy(model, copies).merge_and_unload()
 
 
 class Critic(nn.Module):
@@ -679,10 +570,7 @@ def adamw(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
 
 
 def optimize(model: nn.Module, max_grad_norm: float) -> torch.Tensor:
-    """Sum the gradient over ranks, clip it, step. Gives its norm before clipping, ().
-
-    FloatingPointError names the model if the norm is not finite; nothing is stepped then.
-    """
+    """Sum the gradient over ranks, clip it, step. Gives its norm before clipping, ()."""
     trained = [p for p in model.parameters() if p.requires_grad]
     for p in trained:
         if p.grad is None:  # e.g. an expert that no token of this rank has reached
@@ -1023,7 +911,6 @@ class Episode:
     rewards: list[float] = field(default_factory=list)  # [turn] raw reward + shift
     infos: list[dict] = field(default_factory=list)  # [turn] metrics of the task
     blocks: dict = field(default_factory=dict)  # (critic, text) -> token ids, see Critic.encode
-    reward_time: float = 0.0  # seconds of scoring, its share of the batch's
     too_long: bool = False  # ended because somebody can not read what comes next
 
     @classmethod
@@ -1048,9 +935,11 @@ def observe(e: Episode, observations: list[str]) -> None:
 
 def act(i: int, agent, episodes, cache, uniforms) -> None:
     """Agent i reads its newest observation in each episode, and responds."""
-    frames = [agent.chat.frame(e.observations[i][-1], e.tokens[i]) for e in episodes]
-    # The last token of a history is not in the cache yet
-    prompts = [e.tokens[i][-1:] + frame for e, frame in zip(episodes, frames, strict=True)]
+    frames, prompts = [], []
+    for e in episodes:
+        frame = agent.chat.frame(e.observations[i][-1], e.tokens[i])
+        frames.append(frame)
+        prompts.append(e.tokens[i][-1:] + frame)  # its last token is not in the cache yet
     responses = generate(agent, prompts, cache, uniforms)
     for e, frame, (ids, logps) in zip(episodes, frames, responses, strict=True):
         turn = len(e.actions[i])
@@ -1067,10 +956,7 @@ def needed(reader, e: Episode, more: int) -> int:
 
 
 def rollout(task, episodes, agents, args: Args, purpose: str, iteration: int, critics=()) -> None:
-    """Play these episodes, all in parallel; each ends after num_turns turns or at success.
-
-    It also ends, as at success, where an agent or a critic has no room for what comes next.
-    """
+    """Play these episodes, all in parallel; each ends after num_turns turns or at success."""
     shift = task.reward_shift if args.reward_shift is None else args.reward_shift
     success = task.success if args.success is None else args.success
     limit = args.max_new_tokens or task.max_new_tokens
@@ -1081,21 +967,19 @@ def rollout(task, episodes, agents, args: Args, purpose: str, iteration: int, cr
     for turn in range(task.num_turns):
         for i, agent in enumerate(agents):
             streams = [rng(args.seed, purpose, iteration, e.number, i, turn) for e in going]
-            uniforms = torch.tensor(np.stack([1 - x.random(limit) for x in streams]))  # (B, R)
+            uniforms = np.stack([1 - stream.random(limit) for stream in streams])  # (B, R)
             # Weights are cast to bfloat16 once for all tokens of a response
             with torch.autocast(agent.model.device.type, torch.bfloat16, args.dtype == "bfloat16"):
-                act(i, agent, going, caches[i], uniforms)
-        start = time.time()
+                act(i, agent, going, caches[i], torch.tensor(uniforms))
         joint_actions = [[actions[turn] for actions in e.actions] for e in going]
         scores = score_batch(task, [e.item for e in going], joint_actions)
-        seconds = (time.time() - start) / len(going)
         kept = []
         for k, (e, (reward, info)) in enumerate(zip(going, scores, strict=True)):
             e.rewards.append(reward + shift)
             e.infos.append(info)
-            e.reward_time += seconds
             if turn + 1 < task.num_turns and reward < success:
                 observe(e, task.feedback(e.item, joint_actions[k], info, turn))
+                # Nor does it go on where an agent or a critic has no room for what comes next
                 e.too_long = any(needed(x, e, limit) > max_length(x.model) for x in readers)
                 if not e.too_long:
                     kept.append(k)
@@ -1156,10 +1040,8 @@ def normalise(advantages, returns, live) -> torch.Tensor:
 
 
 def stack_rewards(episodes: list[Episode], num_turns: int, agents):
-    """Rewards (T, B, N), 0 at dead turns, and which turns are live, (T, B).
-
-    Rewards are float64, so that equal returns stay equal.
-    """
+    """Rewards (T, B, N), 0 at dead turns, and which turns are live, (T, B)."""
+    # In float64, so that equal returns stay equal
     rewards = torch.zeros(num_turns, len(episodes), len(agents), dtype=torch.float64)
     live = torch.zeros(num_turns, len(episodes), dtype=torch.bool)
     for k, e in enumerate(episodes):
@@ -1188,13 +1070,10 @@ def critic_step(critic: Critic, episodes, rewards, live, args: Args) -> torch.Te
 
 
 def actor_step(i: int, agent: Agent, episodes, advantages, live, args: Args):
-    """One gradient step of agent i on its advantages (T, B): log pi(a_t | h_t), (T, B), and sums.
-
-    The sums are those of the KL, of the sampling gap, and the gradient norm.
-    """
+    """One gradient step of agent i on its advantages (T, B): log pi(a_t | h_t), (T, B), metrics."""
     num_turns, num_live = len(live), all_sum(live.sum())
     logps = torch.zeros_like(advantages)  # (T, B)
-    kl, gap, norm = torch.zeros(3, 1, dtype=torch.float64, device=live.device)
+    kl, gap, norm = torch.zeros(3, dtype=torch.float64, device=live.device)
     checkpoint_layers(agent, args.gradient_checkpointing)
     lengths = [len(e.tokens[i]) for e in episodes]
     for rows in microbatches(lengths, args.microbatch_tokens):
@@ -1219,7 +1098,20 @@ def actor_step(i: int, agent: Agent, episodes, advantages, live, args: Args):
     agent.eval()
     if agent.trains:
         norm += optimize(agent, args.max_grad_norm)
-    return logps, torch.cat([kl, gap, norm])
+    num_tokens = sum(turn >= 0 for e in episodes for turn in e.turns[i])
+    num_ended = sum(e.tokens[i][-1] in agent.eos for e in episodes)
+    num_tokens, num_ended, num_all = logps.new_tensor([num_tokens, num_ended, len(episodes)])
+    gain, total = (logps * advantages).sum(), logps.sum()
+    all_sum(kl, gap, gain, total, num_tokens, num_ended, num_all)
+    return logps, {
+        "losses/policy_loss": -gain / num_live,
+        "losses/entropy": -total / num_tokens,  # of a token
+        "losses/grad_norm": norm,
+        "losses/kl": kl / num_live,
+        "losses/sampling_gap": gap / num_tokens,  # mean |log-prob trained - log-prob sampled|
+        "charts/response_length": num_tokens / num_live,
+        "charts/eos_rate": num_ended / num_all,  # of last responses
+    }
 
 
 def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int):
@@ -1250,7 +1142,7 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
         for i, agent in enumerate(agents):
             steps.append(actor_step(i, agent, minibatch, advantages[..., i], live, args))
         # 6. Metrics
-        learned = actor_metrics(agents, minibatch, steps, advantages, live)
+        learned = {name: torch.stack([x[name] for _, x in steps]) for name in steps[0][1]}
         learned["losses/value_loss"] = live_mean(td_errors**2, live)
         learned["losses/explained_variance"] = explained_variance(returns, values, live)
         learned["losses/advantage_variance"] = advantage_variance
@@ -1267,60 +1159,32 @@ def explained_variance(returns, values, live) -> torch.Tensor:
     return 1 - live_variance(returns - values, live) / total
 
 
-def actor_metrics(agents, episodes, steps, advantages, live) -> dict[str, torch.Tensor]:
-    """{metric: (N,)} of the agents' steps, over the episodes of all ranks."""
-    logps = torch.stack([logps for logps, _ in steps], -1)  # (T, B, N)
-    kl, gap, norm = torch.stack([sums for _, sums in steps], -1)  # (N,) each
-    counts = torch.zeros(2, len(agents), dtype=torch.float64)
-    for i, agent in enumerate(agents):
-        counts[0, i] = sum(turn >= 0 for e in episodes for turn in e.turns[i])
-        counts[1, i] = sum(e.tokens[i][-1] in agent.eos for e in episodes)
-    num_tokens, num_ended = counts.to(live.device)  # (N,) each
-    num_live, num_episodes = live.sum().double(), live[0].sum().double()
-    all_sum(kl, gap, num_tokens, num_ended, num_live, num_episodes)
-    return {
-        "losses/policy_loss": -live_mean(logps * advantages, live),
-        "losses/entropy": -live_mean(logps, live) * num_live / num_tokens,  # of a token
-        "losses/grad_norm": norm,
-        "losses/kl": kl / num_live,
-        "losses/sampling_gap": gap / num_tokens,  # mean |log-prob trained - log-prob sampled|
-        "charts/response_length": num_tokens / num_live,
-        "charts/eos_rate": num_ended / num_episodes,  # of last responses
-    }
-
-
 # =========================================== evaluate ===========================================
 def pass_at_k(n: int, c: int, k: int) -> float:
     """Unbiased chance that one of k <= n samples passes, if c of n did (2107.03374, eq. 1)."""
     return 1.0 - comb(n - c, k) / comb(n, k)
 
 
-def average(infos: list[dict], samples: int) -> dict[str, float]:
-    """Mean of each metric over episodes, `samples` of an item in a row, and pass@k for these."""
+def summarize(episodes: list[Episode], samples: int = 1) -> dict[str, float]:
+    """Means of the episodes' last metrics, `samples` of an item in a row, and pass@k of these."""
+    infos = [e.infos[-1] for e in episodes]
     names = [name for name, value in infos[0].items() if isinstance(value, (int, float))]
-    means = {name: sum(info[name] for info in infos) / len(infos) for name in names}
-    if "pass@1" in means:
+    summary = {name: sum(info[name] for info in infos) / len(infos) for name in names}
+    if "pass@1" in summary:
         passed = [info["pass@1"] == 1.0 for info in infos]
         counts = [sum(passed[k : k + samples]) for k in range(0, len(passed), samples)]
         for k in range(1, samples + 1):
-            means[f"pass@{k}"] = sum(pass_at_k(samples, c, k) for c in counts) / len(counts)
-    return means
-
-
-def summarize(episodes: list[Episode], num_turns: int, samples: int = 1) -> dict[str, float]:
-    """Metrics of the task after each turn and at the end; an ended episode keeps its last."""
-    summary = {}
-    for turn in range(num_turns):
-        infos = [e.infos[min(turn, len(e.infos) - 1)] for e in episodes]
-        for name, value in average(infos, samples).items():
-            summary[name] = summary[f"{name}/turn_{turn}"] = value
+            summary[f"pass@{k}"] = sum(pass_at_k(samples, c, k) for c in counts) / len(counts)
     summary["too_long"] = sum(e.too_long for e in episodes) / len(episodes)
     summary["episodic_return"] = sum(sum(e.rewards) for e in episodes) / len(episodes)
     return summary
 
 
-def evaluate(task, agents, args: Args, samples: int = 4):
-    """Play `samples` episodes of each held-out item: ({metric: value}, episodes of all ranks)."""
+def evaluate(task, agents, args: Args, writer, global_step: int, samples: int = 4):
+    """Play `samples` episodes of each held-out item; log metrics and a few episodes, print a line.
+
+    Gives ({metric: value}, episodes of all ranks).
+    """
     start = time.time()
     items = task.eval[: max(1, args.eval_episodes // samples)]
     mine = start_episodes([item for item in items for _ in range(samples)], len(agents))
@@ -1328,11 +1192,18 @@ def evaluate(task, agents, args: Args, samples: int = 4):
     for k in range(0, len(mine), at_once):
         rollout(task, mine[k : k + at_once], agents, args, "evaluation", 0)
     episodes = gather(mine)
-    metrics = summarize(episodes, task.num_turns, samples)
+    metrics = summarize(episodes, samples)
     num_tokens = sum(turn >= 0 for e in episodes for turns in e.turns for turn in turns)
     metrics["tokens"] = num_tokens / len(episodes)
     metrics["time"] = (time.time() - start) / len(episodes)
-    return {f"eval/{name}": value for name, value in metrics.items()}, episodes
+    shown = [f"{name} {x:.3f}" for name, x in metrics.items()]
+    say(f"held-out at step {global_step}: {', '.join(shown)}")
+    if writer:
+        for name, value in metrics.items():
+            writer.add_scalar(f"eval/{name}", value, global_step)
+        for k, episode in enumerate(episodes[::samples][:4]):
+            writer.add_text(f"episodes/{k}", transcript(task, episode), global_step)
+    return metrics, episodes
 
 
 def transcript(task, episode: Episode) -> str:
@@ -1348,70 +1219,59 @@ def transcript(task, episode: Episode) -> str:
 
 
 # ==================================== checks before training ====================================
-def check_gap(agent: Agent, gap: float, dtype: str) -> None:
+def check_gaps(agents, gaps: list[float], dtype: str) -> None:
     """UserError if log-probs of sampled tokens differ by more than rounding in the update."""
     tolerance = 0.1 if dtype == "bfloat16" else 1e-3
-    if not gap <= tolerance:
-        told = "what it samples is not what is trained: the log-probs of a token differ by"
-        raise UserError(f"{agent.name}: {told} {gap:.2g} on average, more than {tolerance}")
+    for agent, gap in zip(agents, gaps, strict=True):
+        if not gap <= tolerance:
+            told = f"the log-prob of a token differs by {gap:.2g}, more than {tolerance}"
+            raise UserError(f"{agent.name}: what it samples is not what is trained: {told}")
 
 
-def check_layers(name: str, model: nn.Module) -> None:
+def check_layers(model: nn.Module) -> None:
     """UserError for layers that keep more of a history than keys and values of single tokens."""
     config = model.config.get_text_config()
     kinds = {type(layer) for layer in DynamicCache(config=config).layers}
     if model._is_stateful or not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
-        told = "has layers that keep a state, not keys and values alone"
-        raise UserError(f"{name}: {told}; episodes can not share and leave its batches")
+        raise UserError("its layers keep a state, which episodes can not share and leave")
     if any(x.dtype == torch.bool and x.dim() == 4 for x in model.buffers()):
-        raise UserError(f"{name}: has layers with a mask of their own, which count padding")
+        raise UserError("its layers have a mask of their own, which counts padding")
 
 
 def check_causal(name: str, model: nn.Module) -> int:
-    """UserError if what a model says of its first token is not finite, or changes with its second.
-
-    Gives the width of what it says.
-    """
+    """The width of what a model says; UserError if it is not finite, or not causal."""
     ids = torch.arange(2, device=model.device)[None]
-    try:
-        with torch.no_grad():
-            alone, both = (model(input_ids=x, use_cache=False)[0] for x in (ids[:, :1], ids))
-    except Exception as error:  # models raise what they like
-        raise UserError(f"{name}: can not read two tokens: {cause(error)}") from error
-    if not both.isfinite().all():
-        raise UserError(f"{name}: what it computes is not finite: its weights are broken")
-    change = (both[:, :1] - alone).abs().max()
-    if change > 0.1 * alone.abs().max():
-        raise UserError(
-            f"{name}: its attention is not causal: what it reads depends on what follows"
-        )
+    with naming(name), torch.no_grad():
+        alone = model(input_ids=ids[:, :1], use_cache=False)[0]  # (1, 1, V) or (1, 1, D)
+        both = model(input_ids=ids, use_cache=False)[0]  # (1, 2, V) or (1, 2, D)
+        if not both.isfinite().all():
+            raise UserError("what it computes is not finite: its weights are broken")
+        change = (both[:, :1] - alone).abs().max()
+        if change > 0.1 * alone.abs().max():
+            raise UserError("its attention is not causal: what it reads depends on what follows")
     return both.shape[-1]
 
 
 def check_sampling(task, agents, args: Args) -> None:
-    """UserError if what an agent samples is not what is trained.
-
-    It plays four short episodes: two of one o_0, which may share it, and two that are shorter.
-    """
+    """UserError if what an agent samples, in four short episodes, is not what is trained."""
     limit = min(4, args.max_new_tokens or task.max_new_tokens)
     item = min(task.train, key=lambda item: len("".join(task.observe(item))))
     for i, agent in enumerate(agents):
-        episodes, cache = [Episode.start(k, item, len(agents)) for k in range(4)], RowsCache()
-        for e, cut in zip(episodes, [0, 0, 8, 16], strict=True):
+        episodes = [Episode.start(k, item, len(agents)) for k in range(4)]
+        cache = RowsCache()
+        for e, cut in zip(episodes, [0, 0, 8, 16], strict=True):  # two may share their o_0
             observe(e, [text[cut:] for text in task.observe(item)])
-        try:
+        with naming(f"{agent.name}: can not be sampled from"):
             for turn in range(min(2, task.num_turns)):
                 uniforms = 1 - rng(args.seed, "initialisation", i, turn).random((4, limit))
                 act(i, agent, episodes, cache, torch.tensor(uniforms))
                 for k, e in enumerate(episodes):
                     observe(e, ["go on " * k] * len(agents))
-        except Exception as error:  # models raise what they like
-            raise UserError(f"{agent.name}: can not be sampled from: {cause(error)}") from error
         options = i, task.num_turns, agent.temperature
         with torch.no_grad():
             _, difference = logprobs(agent.model, episodes, *options, share=0)
             gap = difference.abs().mean().item()
-            check_gap(agent, gap, args.dtype)
+            check_gaps([agent], [gap], args.dtype)
             with contextlib.suppress(Exception):  # some have more than a head at their end
                 _, parts = logprobs(agent.model, episodes, *options, split=1)
                 if (parts - difference).abs().max() < 3 * gap + 1e-5:
@@ -1425,27 +1285,21 @@ def check_sampling(task, agents, args: Args) -> None:
 
 
 def check_lengths(task, readers, num_agents: int, limit: int) -> None:
-    """UserError names a row whose first observation and T responses are too long for a reader.
-
-    readers: agents and critics.
-    """
-    empty = Episode.start(0, {}, num_agents)
-    observe(empty, [""] * num_agents)
-    frame = max(len(reader.encode(empty, 1)[0]) for reader in readers)
+    """UserError names a row whose first observation and T responses are more than a model reads."""
     shortest = min(max_length(reader.model) for reader in readers)
     responses = task.num_turns * limit
     for item in [*task.train, *task.eval]:
         episode = Episode.start(0, item, num_agents)
         observe(episode, task.observe(item))
         num_bytes = sum(len(texts[0].encode()) for texts in episode.observations)
-        if num_bytes + frame + responses * num_agents <= shortest:
-            continue  # no token is less than a byte
+        if num_bytes + responses * num_agents < shortest - 1000:
+            continue  # no token is less than a byte; a chat template writes less than 1000
         for reader in readers:
             length, most = needed(reader, episode, responses), max_length(reader.model)
             if length > most:
+                place = item.get("place", "an item")
                 told = f"first observation and {task.num_turns} responses are {length} tokens"
-                told = f"{told}, {reader.name} reads {most}"
-                raise UserError(f"{item.get('place', 'an item')}: {told}")
+                raise UserError(f"{place}: {told}, {reader.name} reads {most}")
 
 
 # ========================================== checkpoint ==========================================
@@ -1453,24 +1307,16 @@ def check_lengths(task, readers, num_agents: int, limit: int) -> None:
 def replacing(path: Path):
     """A path to write a file or a folder at, which takes the place of `path` once it is whole."""
     temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)  # what a killed run left
-        temporary.unlink(missing_ok=True)
+    with naming(f"{path}: can not be written, what was saved before stays"):
         yield temporary
         if path.is_dir():
             shutil.rmtree(path)
         temporary.replace(path)
-    except Exception as error:  # torch and safetensors have their own for a full disk
-        message = "can not be written, what was saved before stays"
-        raise UserError(f"{path}: {message}: {cause(error)}") from error
 
 
 def save(run_dir: Path, writer, agents, models, args: Args, iteration: int, global_step: int):
-    """Export the agents to agent_{i}/, then write a checkpoint; the last two checkpoints stay.
-
-    Of several ranks, the one that has a writer does.
-    """
-    if not writer:
+    """Export the agents to agent_{i}/, then write a checkpoint; the last two checkpoints stay."""
+    if not writer:  # another rank does it
         return
     writer.flush()
     for i, agent in enumerate(agents):
@@ -1495,36 +1341,25 @@ def read_checkpoint(run_dir: Path) -> dict:
     """The newest checkpoint that can be read, on the CPU."""
     for path in sorted(run_dir.glob("checkpoint_*.pt"), reverse=True):
         try:
-            if zipfile.ZipFile(path).testzip():
-                raise ValueError("its content has changed")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            if {"args", "ranks", "models", "iteration", "global_step"} - set(state):
-                raise ValueError("it is of another program")
-            return state
-        except Exception as error:  # a truncated file raises any of a dozen
-            say(f"warning: {path} can not be read, falling back to the one before: {cause(error)}")
-    raise UserError(f"--resume {run_dir}: no checkpoint there that can be read")
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception:  # a truncated file raises any of a dozen
+            say(f"warning: {path} can not be read, falling back to the one before")
+    raise UserError("no checkpoint there that can be read")
 
 
 def load_checkpoint(run_dir: Path, models, args: Args) -> tuple[int, int]:
-    """Put models and optimizers back: (iteration, global_step).
-
-    UserError if the checkpoint is of other args, but for those that change only how long a run
-    goes on, how it is watched, where it computes and in which portions.
-    """
+    """Put models and optimizers back: (iteration, global_step)."""
     state = read_checkpoint(run_dir)
+    # What changes only how long a run goes on, how it is watched, where and in which portions
     free = ["total_env_steps", "eval_every", "save_every", "track", "device", "resume", "run_name"]
     free += ["microbatch_tokens", "gradient_checkpointing"]
-    changed = [k for k, v in asdict(args).items() if k not in free and v != state["args"].get(k)]
+    kept = {name: value for name, value in asdict(args).items() if name not in free}
+    changed = [name for name, value in kept.items() if value != state["args"].get(name)]
     if changed:
-        raise UserError(f"--resume {run_dir}: the run has other values of {', '.join(changed)}")
+        raise UserError(f"the run has other values of {', '.join(changed)}")
     if state["ranks"] != world_size() and args.num_minibatches > 1:
         say(f"{run_dir} had {state['ranks']} ranks: its minibatches will be others from here on")
     for model, (weights, optimizer) in zip(models, state["models"], strict=True):
-        shapes = {name: x.shape for name, x in trained_weights(model).items()}
-        if shapes != {name: x.shape for name, x in weights.items()}:
-            message = f"its {model.name} has other shapes than --model {args.model} gives"
-            raise UserError(f"--resume {run_dir}: {message}")
         model.load_state_dict(weights, strict=False)
         model.optimizer.load_state_dict(optimizer)
     return state["iteration"], state["global_step"]
@@ -1532,95 +1367,72 @@ def load_checkpoint(run_dir: Path, models, args: Args) -> tuple[int, int]:
 
 # ============================================= main =============================================
 def open_run(args: Args, global_step: int):
-    """(run folder, TensorBoard writer) of a new run, or of one resumed at global_step.
-
-    Writes args.json, starts wandb if asked. Of several ranks only the first has a writer.
-    """
+    """(run folder, TensorBoard writer) of a run; None is the writer of all ranks but the first."""
     default = f"{args.task}__{args.exp_name}__{args.seed}__{int(time.time())}"
     run_dir = Path(args.resume or f"runs/{args.run_name or default}")
     if rank() > 0:
         return run_dir, None
-    wandb = optional("wandb") if args.track else None
-    try:
+    if args.track:
+        with naming("pip install wandb"):
+            wandb = import_module("wandb")
+        wandb.init(project="collm", name=run_dir.name, config=asdict(args), sync_tensorboard=True)
+    with naming(f"{run_dir}: give another --run-name, or --resume it"):
         run_dir.mkdir(parents=True, exist_ok=bool(args.resume))
-    except FileExistsError:
-        message = "exists; give another --run-name, or --resume it"
-        raise UserError(f"{run_dir}: {message}") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{run_dir}: can not be made: {reason}") from error
     with replacing(run_dir / "args.json") as path:
         path.write_text(json.dumps(asdict(args), indent=2))
-    if wandb:
-        wandb.init(project="collm", name=run_dir.name, config=asdict(args), sync_tensorboard=True)
     writer = SummaryWriter(run_dir, purge_step=global_step + 1 if args.resume else None)
     rows = "".join(f"|{name}|{value}|\n" for name, value in asdict(args).items())
     writer.add_text("hyperparameters", f"|name|value|\n|-|-|\n{rows}|ranks|{world_size()}|\n")
     return run_dir, writer
 
 
-def stop_signal() -> threading.Event:
-    """An event that Ctrl-C or SIGTERM sets; the second such signal ends the process at once."""
-    event = threading.Event()
+def stop_signal() -> list[int]:
+    """A list to which Ctrl-C or SIGTERM adds; the second such signal ends the process at once."""
+    stop = []
 
     def handle(number, frame):
         say("stopping after this iteration")
-        event.set()
+        stop.append(number)
         signal.signal(number, signal.SIG_DFL)
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, handle)
-        signal.signal(signal.SIGTERM, handle)
-    return event
+    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGTERM, handle)
+    return stop
 
 
-def peak_memory_gb(device: torch.device) -> float:
-    """Largest memory so far: allocated on a GPU, else resident of this process, in GiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    units = 2**30 if sys.platform == "darwin" else 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units
-
-
-def log(writer, scalars: dict[str, float], global_step: int) -> None:
-    """Write scalars to TensorBoard, on the rank that has a writer."""
-    if writer:
-        for name, value in scalars.items():
-            writer.add_scalar(name, value, global_step)
-
-
-def training_scalars(task, episodes, metrics, rollout_time, update_time) -> dict[str, float]:
-    """What is logged of an iteration: its episodes, the metrics of its update, seconds."""
-    scalars = {}
-    for name, value in summarize(episodes, task.num_turns).items():
-        scalars[f"charts/{name}"] = value
+def log_training(writer, bar, args: Args, global_step: int, episodes, metrics, times) -> None:
+    """Log an iteration: its episodes, the metrics of its update, seconds of (rollout, update)."""
+    scalars = {f"charts/{name}": value for name, value in summarize(episodes).items()}
     for name, values in metrics.items():
         scalars[name] = sum(values) / len(values)
         scalars |= {f"{name}/agent_{i}": value for i, value in enumerate(values)}
     num_steps = sum(len(e.rewards) for e in episodes)
     num_tokens = num_steps * sum(metrics["charts/response_length"])
-    scalars["charts/tokens_per_second"] = num_tokens / (rollout_time + update_time)
-    scalars["time/rollout"] = rollout_time
-    scalars["time/reward"] = sum(e.reward_time for e in episodes) / world_size()  # of the rollout
-    scalars["time/update"] = update_time
-    return scalars
-
-
-def evaluate_and_log(task, agents, args: Args, writer, global_step: int) -> None:
-    """Evaluate, log the metrics and a few whole episodes, print one line."""
-    metrics, episodes = evaluate(task, agents, args)
-    log(writer, metrics, global_step)
-    if writer:
-        for k, episode in enumerate(episodes[::4][:4]):
-            writer.add_text(f"episodes/{k}", transcript(task, episode), global_step)
-    shown = [f"{name[5:]} {x:.3f}" for name, x in metrics.items() if "/turn_" not in name]
-    say(f"held-out at step {global_step}: " + ", ".join(shown))
+    scalars["charts/SPS"] = num_steps / sum(times)
+    scalars["charts/tokens_per_second"] = num_tokens / sum(times)
+    scalars["charts/learning_rate"] = sum(args.actor_lr) / len(args.actor_lr)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10  # of Linux, in KiB
+    if torch.cuda.is_initialized():
+        memory = torch.cuda.max_memory_allocated()
+    scalars["charts/peak_memory_gb"] = memory / 2**30
+    scalars["time/rollout"], scalars["time/update"] = times
+    for name, value in scalars.items():
+        if writer:
+            writer.add_scalar(name, value, global_step)
+    shown = {"return": scalars["charts/episodic_return"], "SPS": scalars["charts/SPS"]}
+    bar.set_postfix(shown, refresh=False)
+    bar.update(num_steps)
 
 
 def build(task, args: Args, device: torch.device):
     """The models of a team, checked: what can not work is refused here."""
+    args.num_envs = args.num_envs or task.num_envs
+    if args.num_envs % (args.num_minibatches * world_size()) > 0:
+        allowed = f"divisible by --num-minibatches x {world_size()} ranks"
+        raise UserError(f"--num-envs {args.num_envs}: must be {allowed}")
     torch.manual_seed(int(rng(args.seed, "initialisation").integers(2**32)))
-    names, frozen = for_each_agent(args.model, args.num_agents), {}
+    names = [args.model[i % len(args.model)] for i in range(args.num_agents)]
+    frozen = {}  # weights that models of one name share
     agents = [Agent(i, name, args, device, frozen) for i, name in enumerate(names)]
     # N critics V_i(h_it), each of which reads the history of its own agent alone
     reads = [[i] for i in range(args.num_agents)]
@@ -1633,26 +1445,20 @@ def build(task, args: Args, device: torch.device):
 
 def main(args: Args) -> None:
     """Train, evaluate and save one team."""
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cuda.enable_cudnn_sdp(False)  # plans for each shape, has given NaN gradients
     task = make(args.task, args.num_agents, args.num_turns, args.dataset, args.eval_dataset)
-    args.num_envs = args.num_envs or task.num_envs
-    if args.num_envs % (args.num_minibatches * world_size()) > 0:
-        allowed = f"divisible by --num-minibatches x {world_size()} ranks"
-        raise UserError(f"--num-envs {args.num_envs}: must be {allowed}")
     device = join_ranks(args.device)
     agents, critics = build(task, args, device)
     models = [model for model in [*agents, *critics] if model.optimizer]
     iteration = global_step = 0
     if args.resume:
-        iteration, global_step = load_checkpoint(Path(args.resume), models, args)
+        with naming(f"--resume {args.resume}"):
+            iteration, global_step = load_checkpoint(Path(args.resume), models, args)
     stop = stop_signal()  # Ctrl-C or SIGTERM: save after this iteration, and end
     run_dir, writer = open_run(args, global_step)
-    bar = tqdm(total=args.total_env_steps, initial=global_step, unit="step", disable=rank() > 0)
     if not args.resume:
-        evaluate_and_log(task, agents, args, writer, global_step)
+        evaluate(task, agents, args, writer, global_step)
         save(run_dir, writer, agents, models, args, iteration, global_step)
-    start_time, start_step = time.time(), global_step
+    bar = tqdm(total=args.total_env_steps, initial=global_step, unit="step", disable=rank() > 0)
     last = global_step >= args.total_env_steps
     while not last:
         rollout_start = time.time()
@@ -1662,28 +1468,19 @@ def main(args: Args) -> None:
 
         update_start = time.time()
         metrics = update(episodes, agents, critics, task.num_turns, args, iteration)
-        if iteration == 0:
-            for agent, gap in zip(agents, metrics["losses/sampling_gap"], strict=True):
-                check_gap(agent, gap, args.dtype)
-
         times = update_start - rollout_start, time.time() - update_start
-        episodes = gather(episodes)
-        num_steps = sum(len(e.rewards) for e in episodes)
-        iteration += 1
-        global_step += num_steps
-        scalars = training_scalars(task, episodes, metrics, *times)
-        scalars["charts/SPS"] = (global_step - start_step) / (time.time() - start_time)
-        scalars["charts/learning_rate"] = sum(args.actor_lr) / len(args.actor_lr)
-        scalars["charts/peak_memory_gb"] = peak_memory_gb(device)
-        log(writer, scalars, global_step)
-        shown = {"return": scalars["charts/episodic_return"], "SPS": scalars["charts/SPS"]}
-        bar.set_postfix(shown, refresh=False)
-        bar.update(num_steps)
+        if iteration == 0:
+            check_gaps(agents, metrics["losses/sampling_gap"], args.dtype)
 
-        stopping = all_sum(torch.tensor(float(stop.is_set()), device=device)) > 0
+        episodes = gather(episodes)
+        iteration += 1
+        global_step += sum(len(e.rewards) for e in episodes)
+        log_training(writer, bar, args, global_step, episodes, metrics, times)
+
+        stopping = all_sum(torch.tensor(float(len(stop)), device=device)) > 0
         last = global_step >= args.total_env_steps or bool(stopping)
         if last or (args.eval_every and iteration % args.eval_every == 0):
-            evaluate_and_log(task, agents, args, writer, global_step)
+            evaluate(task, agents, args, writer, global_step)
         if last or (args.save_every and iteration % args.save_every == 0):
             save(run_dir, writer, agents, models, args, iteration, global_step)
     say(
@@ -1695,23 +1492,16 @@ def main(args: Args) -> None:
 
 
 def command_line(args_class, main) -> None:
-    """Run main(args) on the flags of the command line.
-
-    What a user can mend ends it with one line and exit code 2; what the run met on its way (a full
-    disk or memory, a number that is not finite) with one line and exit code 1.
-    """
+    """Run main(args) on the flags of the command line; known errors end it with one line."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # no line for each retry
     try:
         main(parse_args(args_class))
-    except (UserError, FloatingPointError, torch.OutOfMemoryError, OSError) as error:
-        disk = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if isinstance(error, OSError) and error.errno not in disk:
-            raise
+    except (UserError, FloatingPointError, torch.OutOfMemoryError) as error:
         traceback.clear_frames(error.__traceback__)  # the run's objects end, its progress bar too
         tqdm.write("error: " + " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
+        sys.exit(2 if isinstance(error, UserError) else 1)  # 2: a user can mend it
 
 
 if __name__ == "__main__":

