@@ -16,6 +16,7 @@ from matplotlib.image import imread
 
 import envs
 import plot
+import study
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -96,6 +97,7 @@ def test_every_file_named_is_there():
     for path in [*ROOT.glob("*.py"), *ROOT.glob("*.sh")]:
         assert path.name in named
     made = ["results/runs.csv", "results/tables.md", "results/learning_curves.png"]
+    made += [f"results/study_{part}.png" for part in (*study.PARTS, "comparisons")]
     folders = "docs|tests|data|models|results"
     for name in re.findall(rf"`((?:{folders})/[\w./]*)`", "".join(PAGES.values())):
         assert name in made or "NAME" in name or (ROOT / name).exists(), name
@@ -296,10 +298,10 @@ def test_table_of_results_is_that_of_the_committed_rows():
     rows = plot.read_csv(ROOT / "results/runs.csv")
     between = r"<!-- results: [^\n]* -->\n(.*?)<!-- end of results -->"
     (shown,) = re.findall(between, README, re.DOTALL)
-    lines = plot.readme_table(plot.group(rows)) if rows else []
+    lines = plot.readme_table(rows)
     assert shown.split("\n")[:-1] == lines or shown.strip() == "\n".join(lines)
     if rows:
-        assert (ROOT / "results/tables.md").read_text() == plot.tables(plot.group(rows))
+        assert (ROOT / "results/tables.md").read_text() == plot.tables(rows)
 
 
 def test_the_picture_is_that_of_the_committed_run(tmp_path):
