@@ -141,7 +141,7 @@ def test_words_of_benchmark_are_those_of_its_help():
     for line in re.findall(r"bash benchmark\.sh([^`\n]*)", "".join(PAGES.values())):
         for word in shlex.split(line):
             name = word.partition("=")[0]
-            assert name in ("quick", "speed", "--help") or f"  {name} " in told, line
+            assert name in ("quick", "study", "speed", "--help") or f"  {name} " in told, line
 
 
 def test_commands_of_helpers_are_ones_that_they_take():

@@ -32,6 +32,7 @@ def test_problems_that_parts_share_are_played_once():
     ]
     (line, *_) = study.command_lines(["control"], steps=100)
     assert line == "collm_cc climbing --total-env-steps 100 --eval-every 1"
+    assert study.CODING.flags(3072) == "--total-env-steps 3072 --eval-every 2"
 
 
 def test_comparisons_are_of_methods_that_are_run():
