@@ -208,7 +208,8 @@ def report(moments, explained) -> list[dict]:
         line = {"method": name}
         for norm, told in ((False, "norm_adv_off"), (True, "norm_adv_on")):
             found = moments[name, norm].measures()
-            found["ratio"] = found["variance"] / moments["none", norm].measures()["variance"]
+            reinforce = moments["none", norm].measures()["variance"]
+            found["ratio"] = found["variance"] / reinforce if reinforce > 0 else None
             if norm:  # of another scale
                 del found["bias_squared"]
             line[told] = {key: x and float(f"{x:.4g}") for key, x in found.items()}

@@ -1,6 +1,7 @@
 """tests/gradient_variance.py: variance and bias by hand, gradients against a naive reference."""
 
 import copy
+import functools
 import json
 
 import gradient_variance
@@ -53,13 +54,23 @@ def test_a_bandit_whose_moments_are_known():
     assert away["mean_squared"] > 0 or away["cosine"] is None
 
 
-def make_team(**changes):
-    changes = {"task": "strbuild", "num_turns": 2, "max_new_tokens": 6, "num_envs": 4} | changes
-    args = gradient_variance.Args(fit=1, batches=2, num_generations=2, **changes)
+def make_args(**changes):
+    sizes = {"max_new_tokens": 6, "num_envs": 4, "fit": 1, "batches": 2, "num_generations": 2}
+    return gradient_variance.Args(**sizes, **changes)
+
+
+@functools.cache
+def built():
+    args = make_args(task="strbuild", num_turns=2)
     task = envs.make(args.task, 2, args.num_turns)
     agents, critics = collm_cc.build(task, args, torch.device("cpu"))
-    critics = {collm_cc: critics}
-    return task, args, agents, critics
+    return task, args, agents, critics, collm_dc.build(task, args, torch.device("cpu"))[1]
+
+
+def make_team():
+    """Task, args, agents and {script: critics}; a copy for each test."""
+    task, args, agents, cc, dc = copy.deepcopy(built())
+    return task, args, agents, {collm_cc: cc, collm_dc: dc}
 
 
 def test_gradients_against_one_episode_at_a_time():
@@ -128,7 +139,6 @@ def test_advantages_are_those_of_the_scripts_which_stay_as_they_were():
 
 def test_critics_learn_and_the_agents_stay():
     task, args, agents, critics = make_team()
-    critics[collm_dc] = collm_dc.build(task, args, torch.device("cpu"))[1]
     everyone = [critic for some in critics.values() for critic in some]
     assert len(everyone) == 3
     before = [copy.deepcopy(x.state_dict()) for x in (*agents, *everyone)]
@@ -140,8 +150,7 @@ def test_critics_learn_and_the_agents_stay():
 
 
 def test_it_prints_a_line_for_each_method(capsys):
-    _, args, _, _ = make_team(task="tldr", num_turns=None)
-    gradient_variance.main(args)
+    gradient_variance.main(make_args(task="strbuild", num_turns=1))
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["method"] for line in lines] == list(gradient_variance.METHODS)
     by_name = {line["method"]: line for line in lines}

@@ -148,6 +148,8 @@ def test_commands_of_helpers_are_ones_that_they_take():
     text = "".join(PAGES.values())
     for flags in re.findall(r"explainable\.py( --[^`]*)`", text):
         assert tyro.cli(explainable.Args, args=shlex.split(flags))
+    for words in re.findall(r"python study\.py([^`]*)`", text):
+        assert tyro.cli(study.Args, args=shlex.split(words))
     for words in re.findall(r"python plot\.py([^`]*)`", text):
         assert tyro.cli(plot.Args, args=shlex.split(words))
 
