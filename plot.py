@@ -49,7 +49,6 @@ NOT_A_SETTING += ["microbatch_tokens", "gradient_checkpointing"]
 TEAM = {"collm_cc": "CoLLM-CC", "collm_dc": "CoLLM-DC", "mc_baseline": "MAGRPO"}
 ALONE = {"collm_cc": "AC (CC)", "collm_dc": "AC (DC)", "mc_baseline": "GRPO"}  # --num-agents 1
 NAMES = [*study.METHODS, *ALONE.values()]  # each has its colour everywhere
-NOISE = ["losses/grad_norm", "losses/advantage_variance", "losses/explained_variance"]
 GAMES = ["strbuild", "housebuild"]
 
 
@@ -309,12 +308,12 @@ def paper_cells(groups, tasks):
     """{(row of the table, "start" or "end"): {task: rows of runs.csv}} of the paper's Table 1."""
     starts, trained = {}, {}
     for task in tasks:
-        for method, rows in groups[task].items():
+        for name, rows in groups[task].items():
             untrained = "untrained agent" if alone(rows[0]) else "untrained team"
             cells = starts.setdefault((untrained, "start"), {})
             once = cells.setdefault(task, {})
             once.update({start_of(row): row for row in rows})
-            cells = trained.setdefault((method, "end"), {})
+            cells = trained.setdefault((name, "end"), {})
             cells[task] = rows
     for cells in starts.values():
         for task, once in cells.items():
@@ -357,10 +356,10 @@ def run_table(groups):
     """What the runs cost, and the held-out score at their start and end."""
     header = ["task", "method", "n", "start", "end", "env steps", "wall minutes", "peak GiB"]
     lines = []
-    for task, method, rows in flat(groups):
+    for task, name, rows in flat(groups):
         start, end = study.ends(rows)
         minutes = [number(row, "wall_seconds") / 60 for row in rows]
-        line = [task, method, len(rows), spread(start), spread(end)]
+        line = [task, name, len(rows), spread(start), spread(end)]
         line.append(spread([number(row, "env_steps") for row in rows], 0))
         line.append(spread(minutes))
         line.append(spread([number(row, "peak_memory_gb") for row in rows], 2))
@@ -440,19 +439,15 @@ def level_table(cells):
     return table(["task", "method", *(f"score {level}" for level in study.LEVELS)], lines)
 
 
-def noise_table(groups):
-    """Size and variance of gradients and advantages, and how much the critic explains."""
+def critic_table(groups):
+    """What a critic, or a baseline, explains of the variance of returns, as a run goes on."""
     lines = []
-    for task, method, rows in flat(groups):
-        for tag in NOISE:
-            means = [number(row, f"mean/{tag}") for row in rows]
-            variances = [number(row, f"variance/{tag}") for row in rows]
-            if np.isnan(means + variances).all():
-                continue
-            line = [task, method, tag]
-            line += [spread(means, 3), spread(variances, 3)]
-            lines.append(line)
-    return table(["task", "method", "scalar", "mean", "variance over iterations"], lines)
+    for task, name, rows in flat(groups):
+        known = [row["explained_variance"] for row in rows if row.get("explained_variance")]
+        if known:
+            tenths = np.array([json.loads(values) for values in known], float)  # (seeds, 10)
+            lines.append([task, name, *(spread(values, 2) for values in tenths.T)])
+    return table(["task", "method", *(f"to {10 * k}%" for k in range(1, 11))], lines)
 
 
 STUDY = [
@@ -475,7 +470,7 @@ STUDY = [
 ]
 SECTIONS = [
     ("Runs", "Held-out score (% of the largest reward), mean ± sd over seeds.", run_table),
-    ("Variance", "Over the iterations of a run; mean ± sd over seeds.", noise_table),
+    ("Explained variance", "Of each tenth of a run in training; mean ± sd.", critic_table),
 ]
 
 
@@ -506,6 +501,12 @@ def response_tokens(run):
     _, rollout = run.curve("time/rollout")
     _, update = run.curve("time/update")
     return round(float((rates * (rollout + update)).sum()))
+
+
+def tenths(values):
+    """Means of the tenths of a run, without NaN; None where nothing is left."""
+    parts = [part[~np.isnan(part)] for part in np.array_split(values, 10)]
+    return [round(float(part.mean()), 3) if len(part) else None for part in parts]
 
 
 def starts(run):
@@ -539,13 +540,8 @@ def csv_row(run):
         "response_tokens": response_tokens(run),
         "peak_memory_gb": round(peak_memory(run), 3),
         "curve": json.dumps(list(points)),
+        "explained_variance": json.dumps(tenths(run.curve("losses/explained_variance")[1])),
     }
-    for tag in NOISE:
-        _, values = run.curve(tag)
-        values = values[~np.isnan(values)]
-        if len(values):
-            row[f"mean/{tag}"] = values.mean()
-            row[f"variance/{tag}"] = values.var()
     metrics = [tag for tag in run.scalars if tag.startswith("eval/") and "/turn_" not in tag]
     for side, name in enumerate(("start", "end")):
         for tag in sorted(metrics):

@@ -46,7 +46,7 @@ def make_run(
         writer.add_scalar("eval/score/turn_0", score / 2, step, now)
         writer.add_scalar("eval/pass@1", score / 100, step, now)
         if k:
-            writer.add_scalar("losses/grad_norm", 2.0 * k, step, now)
+            writer.add_scalar("losses/explained_variance", 0.25 * k, step, now)
             writer.add_scalar("charts/peak_memory_gb", 1.0 + k, step, now)
             writer.add_scalar("charts/tokens_per_second", 100.0, step, now)
             writer.add_scalar("time/rollout", 2.0, step, now)
@@ -182,7 +182,7 @@ def test_tables_curves_and_rows(tmp_path, capsys, monkeypatch):
     assert "| AC (CC) | - | - | 70.0 | 70.0 | - | 1 |" in text
     assert "| CoLLM-CC | - | - | 85.0 ± 7.1 | 85.0 ± 7.1 | - | 2 |" in text
     assert "| coding | CoLLM-CC | 2 | 25.0 ± 7.1 | 85.0 ± 7.1 | 4005 ± 7 |" in text
-    assert "| coding | CoLLM-CC | losses/grad_norm | 2.000 ± 0.000 |" in text
+    assert "| coding | CoLLM-CC | 0.25 ± 0.00 | - |" in text
     assert (results / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
     rows = {row["run"]: row for row in csv.DictReader((results / "runs.csv").open())}
     assert set(rows) == {"cc1", "cc2", "dc1", "dc2", "alone"}
@@ -209,7 +209,7 @@ def test_tables_and_curves_come_from_the_committed_rows_alone(tmp_path, monkeypa
     make_run(tmp_path / "runs", "short", num_turns=1, total_env_steps=128)
     plot.main(plot.Args(runs=tmp_path / "runs", results=tmp_path))
     text = (tmp_path / "tables.md").read_text()
-    assert "| coding | CoLLM-CC | losses/grad_norm | 3.000 | 1.000 |" in text  # of 2 and 4
+    assert "| coding | CoLLM-CC | 0.25 | 0.50 | - |" in text  # a tenth each
     assert "CoLLM-CC (num_turns=1) | 1 |" in text
     plot.main(plot.Args(runs=tmp_path / "none", results=tmp_path))
     assert (tmp_path / "tables.md").read_text() == text
@@ -227,6 +227,13 @@ def test_curves_show_the_runs_with_the_fewest_settings(tmp_path, monkeypatch):
     rows = [plot.csv_row(run) for run in plot.read_runs(tmp_path)]
     plot.draw_curves(plot.plain(plot.group(rows)), tmp_path / "x.png")
     assert drawn == [1, 1]  # CoLLM-CC and AC
+
+
+def test_tenths_of_a_run():
+    values = np.arange(20.0)
+    values[[0, 2, 3]] = np.nan
+    assert plot.tenths(values)[:3] == [1.0, None, 4.5]
+    assert plot.tenths(np.array([1.0, 2.0])) == [1.0, 2.0, *[None] * 8]
 
 
 def test_rows_of_runs_that_are_gone_stay(tmp_path):

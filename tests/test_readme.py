@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import explainable
+import gradient_variance
 import pytest
 import tyro
 from matplotlib.image import imread
@@ -148,6 +149,8 @@ def test_commands_of_helpers_are_ones_that_they_take():
     text = "".join(PAGES.values())
     for flags in re.findall(r"explainable\.py( --[^`]*)`", text):
         assert tyro.cli(explainable.Args, args=shlex.split(flags))
+    for flags in re.findall(r"gradient_variance\.py( --[^`]*)`", text):
+        assert tyro.cli(gradient_variance.Args, args=shlex.split(flags))
     for words in re.findall(r"python study\.py([^`]*)`", text):
         assert tyro.cli(study.Args, args=shlex.split(words))
     for words in re.findall(r"python plot\.py([^`]*)`", text):
@@ -159,7 +162,7 @@ def test_flags_that_are_named_exist():
     for name in SCRIPTS:
         fields |= set(import_module(name).Args.__dataclass_fields__)
     others = "help logdir dist durations nproc-per-node shutdown-timeout"
-    others += " script kills programs no-deps report"
+    others += " fit batches script kills programs no-deps report"
     for page, text in PAGES.items():
         for flag in re.findall(r"(?<![\w-])--([a-z][a-z-]+)", text):
             name = flag.removeprefix("no-").replace("-", "_")
