@@ -103,6 +103,11 @@ class Moments:
         }
 
 
+def no_step(i, agent, minibatch, advantages, *_):
+    """Stands for actor_step: nothing is learned."""
+    return torch.zeros_like(advantages), torch.zeros(3, dtype=torch.float64)
+
+
 def weights(script, episodes, agents, critics, num_turns: int, args: Args):
     """({norm_adv: advantages (T, B, N) that update() gives the agents}, its explained variance).
 
@@ -116,7 +121,7 @@ def weights(script, episodes, agents, critics, num_turns: int, args: Args):
 
     def keep_order(i, agent, minibatch, advantages, *_):
         places[:] = [e.number for e in minibatch]
-        return torch.zeros_like(advantages), torch.zeros(3, dtype=torch.float64)
+        return no_step(i, agent, minibatch, advantages)
 
     def stay(model, *_):
         model.zero_grad()
@@ -163,16 +168,13 @@ def draw(task, agents, critics, args: Args, number: int, group: int):
 
 
 def fit(task, agents, critics, args: Args) -> None:
-    """Let the critics learn, {script: critics}."""
-    for agent in agents:
-        agent.trains = False
+    """Let the critics learn, {script: critics}, and no agent."""
+    everyone = [critic for some in critics.values() for critic in some]
     for number in range(args.fit):
-        everyone = [critic for some in critics.values() for critic in some]
         episodes = draw(task, agents, everyone, args, number, 1)
         for script, some in critics.items():
-            script.update(episodes, agents, some, task.num_turns, args, number)
-    for agent in agents:
-        agent.trains = True
+            with mock.patch.object(script, "actor_step", no_step):
+                script.update(episodes, agents, some, task.num_turns, args, number)
 
 
 def measure(task, agents, critics, args: Args):
