@@ -3,7 +3,8 @@
 
 python plot.py
     a row for each finished run in runs/ to results/runs.csv; then, from all its rows,
-    results/learning_curves.png and results/tables.md; prints the table of README.md
+    results/tables.md and the figures: study_{part}.png and study_comparisons.png of the study's
+    runs (study.py says which), learning_curves.png of others; prints the table of README.md
 python plot.py csv
     runs.csv only
 python plot.py render runs/NAME
@@ -14,11 +15,11 @@ at --total-env-steps and, where checkpoints are kept, one is newer than it. Runs
 seeds, and only if no argument but those of NOT_A_SETTING differs. Time and tokens of an episode:
 eval/time (seconds) and eval/tokens (all responses). Wall time: from the first to the last event of
 each event file, added up, so that a pause before --resume does not count and work done twice does.
-sd: with n - 1. Intervals: 95%, percentile bootstrap of the mean over seeds; with three seeds they
-are too narrow. P(A > B), the probability of improvement of Agarwal et al. (2021): the share of
-pairs of a seed of A and one of B in which A ends higher, a tie counting half. Steps to a level: the
-first crossing, linear between evaluations. Curves and the first table show, of each method, the
-runs with the fewest settings.
+sd: with n - 1. Scores of the study are normalised to 0..1, IQM is their interquartile mean.
+Intervals: 95%, percentile bootstrap over seeds within each task. P(A > B): the share of pairs of a
+seed of A and one of B in which A ends higher, a tie counting half, mean over tasks. p: two-sided
+permutation test of it, corrected by Holm for all comparisons that were written down. Steps to a
+level: the first crossing, linear between evaluations; a run that never does takes longer than any.
 """
 
 import csv
@@ -39,14 +40,15 @@ from matplotlib.patches import Patch
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.util.tensor_util import make_ndarray
 
+import study
+
 ROOT = Path(__file__).resolve().parent
 # What does not change what is learned
 NOT_A_SETTING = ["seed", "run_name", "resume", "device", "track", "save_every"]
 NOT_A_SETTING += ["microbatch_tokens", "gradient_checkpointing"]
-METHODS = {"collm_cc": "CoLLM-CC", "collm_dc": "CoLLM-DC", "mc_baseline": "MAGRPO"}
+TEAM = {"collm_cc": "CoLLM-CC", "collm_dc": "CoLLM-DC", "mc_baseline": "MAGRPO"}
 ALONE = {"collm_cc": "AC (CC)", "collm_dc": "AC (DC)", "mc_baseline": "GRPO"}  # --num-agents 1
-LEVELS = [50, 60, 70, 80, 90]  # of the score, for steps to a level
-NOISE = ["losses/grad_norm", "losses/advantage_variance", "losses/explained_variance"]
+NAMES = [*study.METHODS, *ALONE.values()]  # each has its colour everywhere
 GAMES = ["strbuild", "housebuild"]
 
 
@@ -178,7 +180,7 @@ def settings(run):
     if (ROOT / f"{script}.py").exists():
         defaults = asdict(import_module(script).Args())
     if "num_envs" in defaults:  # None is the task's own, which args.json has
-        task = import_module("envs").TASKS.get(kind(run.args["task"]))
+        task = import_module("climbing").envs.TASKS.get(kind(run.args["task"]))
         defaults["num_envs"] = getattr(task, "num_envs", None)
     changed = {}
     for name, value in run.args.items():
@@ -190,11 +192,24 @@ def settings(run):
 
 
 # ============================================= rows =============================================
+def alone(row):
+    """Whether it is a run of a single agent."""
+    return json.loads(row["settings"]).get("num_agents") == 1
+
+
+def method(row):
+    """Name of the method, as in the paper's tables."""
+    if json.loads(row["settings"]).get("baseline") == "rloo":
+        return "GRPO rloo" if alone(row) else "MC rloo"
+    names = ALONE if alone(row) else TEAM
+    return names.get(row["script"], row["script"])
+
+
 def flags(row):
-    """Settings of a row of runs.csv as text, but for num_agents, which the method's name tells."""
+    """Settings of a row of runs.csv as text, but for those that the method's name tells."""
     words = []
     for name, value in sorted(json.loads(row["settings"]).items()):
-        if name == "num_agents" and value <= 2:
+        if (name == "num_agents" and value <= 2) or value == "rloo":
             continue
         if isinstance(value, list):
             value = " ".join(map(str, value))
@@ -202,16 +217,9 @@ def flags(row):
     return " ".join(words)
 
 
-def alone(row):
-    """Whether it is a run of a single agent."""
-    return json.loads(row["settings"]).get("num_agents") == 1
-
-
 def label(row):
-    """Name of the method, as in the paper's tables, and its settings."""
-    names = ALONE if alone(row) else METHODS
-    name = names.get(row["script"], row["script"])
-    return f"{name} ({flags(row)})" if flags(row) else name
+    """Name of the method and its settings."""
+    return f"{method(row)} ({flags(row)})" if flags(row) else method(row)
 
 
 def group(rows):
@@ -239,29 +247,14 @@ def flat(groups):
 def plain(groups):
     """Of each task and method, the runs with the fewest settings."""
     shown = {}
-    for task, name, rows in flat(groups):  # in order of the number of settings
-        method = name.removesuffix(f" ({flags(rows[0])})")
-        shown.setdefault(task, {}).setdefault(method, rows)
+    for task, _, rows in flat(groups):  # in order of the number of settings
+        shown.setdefault(task, {}).setdefault(method(rows[0]), rows)
     return shown
 
 
 def number(row, column):
     """A cell as float, NaN if it is empty."""
     return float(row.get(column) or "nan")
-
-
-def curve(row):
-    """(env steps, values) of the metric that stands for a run."""
-    steps, values = zip(*json.loads(row["curve"]))
-    return np.array(steps, float), np.array(values, float)
-
-
-def ends(rows):
-    """Values of that metric at the start and at the end, an array over rows each."""
-    curves = [curve(row) for row in rows]
-    starts = np.array([values[0] for _, values in curves])
-    finals = np.array([values[-1] for _, values in curves])
-    return starts, finals
 
 
 def start_of(row):
@@ -272,63 +265,16 @@ def start_of(row):
     return row["seed"], row.get("start/score")
 
 
-# ========================================== statistics ==========================================
-def bootstrap(statistic, *samples, draws=5000, seed=0):
-    """95% percentile interval of statistic(*samples); NaN if a sample has fewer than two values.
-
-    Each sample is drawn anew with replacement. statistic gets arrays (draws, n), gives (draws,).
-    """
-    if min(map(len, samples)) < 2:
-        return np.nan, np.nan
-    rng = np.random.default_rng(seed)
-    drawn = []
-    for sample in samples:
-        chosen = rng.integers(len(sample), size=(draws, len(sample)))
-        drawn.append(np.asarray(sample, float)[chosen])
-    return tuple(np.percentile(statistic(*drawn), [2.5, 97.5]))
-
-
-def mean(sample):
-    """Mean over the last axis."""
-    return np.mean(sample, -1)
-
-
-def difference(a, b):
-    """Mean of a less mean of b, over the last axis."""
-    return mean(a) - mean(b)
-
-
-def improvement(a, b):
-    """Probability of improvement P(a > b), over the last axis."""
-    a = np.asarray(a)[..., :, None]
-    b = np.asarray(b)[..., None, :]
-    wins = (a > b) + 0.5 * (a == b)
-    return wins.mean((-2, -1))
-
-
-def steps_to(steps, values, level):
-    """Env steps at which a curve first reaches a level, NaN if never."""
-    reached = np.flatnonzero(values >= level)
-    if not len(reached):
-        return np.nan
-    after = reached[0]
-    if after == 0:
-        return steps[0]
-    before = after - 1
-    share = (level - values[before]) / (values[after] - values[before])
-    return steps[before] + share * (steps[after] - steps[before])
-
-
-def mean_curve(curves, points=100):
-    """(env steps, mean, low, high) over seeds of [(steps, values)], on the steps that all have."""
+def mean_curve(curves, points=11):
+    """(env steps, IQM, low, high) over seeds of [(steps, values)], on the steps that all have."""
     first = max(steps[0] for steps, _ in curves)
     last = min(steps[-1] for steps, _ in curves)
     grid = np.linspace(first, last, points)
     values = [np.interp(grid, steps, y) for steps, y in curves]
     values = np.array(values)  # (seeds, points)
-    bounds = [bootstrap(mean, column) for column in values.T]
+    bounds = [study.bootstrap(study.iqm, column) for column in values.T]
     low, high = np.transpose(bounds)
-    return grid, values.mean(0), low, high
+    return grid, study.iqm(values.T), low, high
 
 
 # ============================================ tables ============================================
@@ -344,9 +290,9 @@ def spread(values, decimals=1):
     return text
 
 
-def interval(low, high):
-    """[low, high], or - if there is none."""
-    return "-" if np.isnan(low) else f"[{low:.2f}, {high:.2f}]"
+def estimate(value, low, high):
+    """value [low, high]; the value alone, if there is no interval."""
+    return f"{value:.3f}" if np.isnan(low) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def table(header, rows):
@@ -362,12 +308,12 @@ def paper_cells(groups, tasks):
     """{(row of the table, "start" or "end"): {task: rows of runs.csv}} of the paper's Table 1."""
     starts, trained = {}, {}
     for task in tasks:
-        for method, rows in groups[task].items():
+        for name, rows in groups[task].items():
             untrained = "untrained agent" if alone(rows[0]) else "untrained team"
             cells = starts.setdefault((untrained, "start"), {})
             once = cells.setdefault(task, {})
             once.update({start_of(row): row for row in rows})
-            cells = trained.setdefault((method, "end"), {})
+            cells = trained.setdefault((name, "end"), {})
             cells[task] = rows
     for cells in starts.values():
         for task, once in cells.items():
@@ -388,10 +334,9 @@ def paper_row(name, side, found, columns):
     return cells
 
 
-def paper_table(groups):
+def paper_table(shown):
     """The paper's Table 1: a row for each method and for what it starts from."""
     lines = []
-    shown = plain(groups)
     for family, tasks in FAMILIES.items():
         columns = {task: COST + tasks[task] for task in tasks if task in shown}
         if not columns:
@@ -411,10 +356,10 @@ def run_table(groups):
     """What the runs cost, and the held-out score at their start and end."""
     header = ["task", "method", "n", "start", "end", "env steps", "wall minutes", "peak GiB"]
     lines = []
-    for task, method, rows in flat(groups):
-        start, end = ends(rows)
+    for task, name, rows in flat(groups):
+        start, end = study.ends(rows)
         minutes = [number(row, "wall_seconds") / 60 for row in rows]
-        line = [task, method, len(rows), spread(start), spread(end)]
+        line = [task, name, len(rows), spread(start), spread(end)]
         line.append(spread([number(row, "env_steps") for row in rows], 0))
         line.append(spread(minutes))
         line.append(spread([number(row, "peak_memory_gb") for row in rows], 2))
@@ -422,101 +367,124 @@ def run_table(groups):
     return table(header, lines)
 
 
-def setting_table(groups):
-    """A row for each task and settings, a column for each method: n in brackets."""
-    starts, scores = {}, {}
-    for task, _, rows in flat(groups):
-        words = "one agent " if alone(rows[0]) else ""
-        key = task, (words + flags(rows[0])).strip()
-        start, end = ends(rows)
-        once = starts.setdefault(key, {})
-        once.update(zip(map(start_of, rows), start))
-        scores.setdefault(key, {})[rows[0]["script"]] = f"{spread(end)} ({len(rows)})"
+def study_table(cells, parts=tuple(study.PARTS)):
+    """A row for each problem of the study, and one for all problems of a part."""
     lines = []
-    for task, words in sorted(scores):
-        line = [task, words or "default"]
-        line.append(spread(list(starts[task, words].values())))
-        line += [scores[task, words].get(script, "-") for script in METHODS]
-        lines.append(line)
-    return table(["task", "settings", "start", *METHODS.values()], lines)
-
-
-def readme_table(groups):
-    """The same of runs with default flags and tasks alone, for README.md; no lines without any."""
-    defaults = {}
-    for task, methods in groups.items():
-        shown = [name for name in methods if name in METHODS.values()]
-        if shown and ":" not in task:
-            defaults[task] = {name: methods[name] for name in shown}
-    return setting_table(defaults) if defaults else []
-
-
-def pair_table(groups):
-    """Every pair of methods of a task with the same settings."""
-    lines = []
-    for task, methods in groups.items():
-        for a, b in itertools.combinations(methods, 2):
-            rows_a, rows_b = methods[a], methods[b]
-            if flags(rows_a[0]) != flags(rows_b[0]):
-                continue
-            _, end_a = ends(rows_a)
-            _, end_b = ends(rows_b)
-            final = end_a, end_b
-            line = [task, a, b, f"{len(rows_a)}, {len(rows_b)}"]
-            for statistic in (difference, improvement):
-                line.append(f"{statistic(*final):.2f}")
-                line.append(interval(*bootstrap(statistic, *final)))
+    for part in parts:
+        shown = study.of_part(cells, part)
+        for title, methods in shown.items():
+            once = {start_of(row): row for rows in methods.values() for row in rows}
+            start, _ = study.ends(list(once.values()))
+            line = [part, title, f"{study.iqm(start) / 100:.3f}"]
+            for name in study.METHODS:
+                rows = methods.get(name)
+                told = rows and estimate(*study.estimate(study.iqm, [study.scores(rows)]))
+                line.append(f"{told} ({len(rows)})" if rows else "-")
             lines.append(line)
-    return table(["task", "A", "B", "n", "end of A - B", "95%", "P(A > B)", "95%"], lines)
-
-
-def level_table(groups):
-    """Env steps to reach fixed scores, mean ± sd over the seeds that do."""
-    lines = []
-    for task, method, rows in flat(groups):
-        line = [task, method]
-        for level in LEVELS:
-            steps = [steps_to(*curve(row), level) for row in rows]
-            reached = np.count_nonzero(~np.isnan(steps))
-            line.append(f"{spread(steps, 0)} ({reached}/{len(rows)})")
-        lines.append(line)
-    return table(["task", "method", *(f"score {level}" for level in LEVELS)], lines)
-
-
-def noise_table(groups):
-    """Size and variance of gradients and advantages, and how much the critic explains."""
-    lines = []
-    for task, method, rows in flat(groups):
-        for tag in NOISE:
-            means = [number(row, f"mean/{tag}") for row in rows]
-            variances = [number(row, f"variance/{tag}") for row in rows]
-            if np.isnan(means + variances).all():
-                continue
-            line = [task, method, tag]
-            line += [spread(means, 3), spread(variances, 3)]
+        if len(shown) == len(study.PARTS[part]) > 1:
+            line = [part, "all", "-"]
+            for name in study.METHODS:
+                samples = [study.scores(x[name]) for x in shown.values() if name in x]
+                whole = len(samples) == len(shown)
+                line.append(estimate(*study.estimate(study.aggregate, samples)) if whole else "-")
             lines.append(line)
-    return table(["task", "method", "scalar", "mean", "variance over iterations"], lines)
+    return table(["part", "task", "start", *study.METHODS], lines)
 
 
-SECTIONS = [
+def readme_table(rows):
+    """That of the main part of the study, for README.md; no lines without any of its runs."""
+    cells = study.find(rows)
+    return study_table(cells, ["main"]) if study.of_part(cells, "main") else []
+
+
+def comparison_table(cells):
+    """The comparisons that were written down before the runs."""
+    lines = []
+    for x in study.compare(cells):
+        line = [x.group, study.OURS, x.other]
+        if not x.made:
+            lines.append([*line, *["-"] * 5, x.verdict])
+            continue
+        line += [" to ".join(map(str, x.seeds)), estimate(*x.difference), estimate(*x.higher)]
+        lines.append([*line, f"{x.p:.4f}", estimate(*x.faster), x.verdict])
+    header = ["group", "A", "B", "n", "IQM of A - B", "P(A > B)", "p", "P(A is faster)", "verdict"]
+    return table(header, lines)
+
+
+def pair_table(cells):
+    """P(A > B) of every pair of methods, mean over all problems of a part."""
+    lines = []
+    for part, problems in study.PARTS.items():
+        for a, b in itertools.combinations(study.OF_PART[part], 2):
+            samples = study.paired(cells, problems, a, b)
+            if samples:
+                difference = study.estimate(study.difference, samples)
+                higher = study.estimate(study.mean_improvement, samples)
+                lines.append([part, a, b, estimate(*difference), estimate(*higher)])
+    return table(["part", "A", "B", "IQM of A - B", "P(A > B)"], lines)
+
+
+def level_table(cells):
+    """Median env steps to fixed scores; where half of the runs never get there, more than all."""
+    lines = []
+    for problem, methods in cells.items():
+        for name, rows in methods.items():
+            line = [problem.title, name]
+            for level in study.LEVELS:
+                steps = np.array([study.steps_to(*study.curve(row), level) for row in rows])
+                middle = np.median(steps)  # inf where fewer than half of the runs are known
+                told = f"{middle:.0f}" if middle < np.inf else f"> {problem.steps}"
+                line.append(f"{told} ({np.isfinite(steps).sum()}/{len(steps)})")
+            lines.append(line)
+    return table(["task", "method", *(f"score {level}" for level in study.LEVELS)], lines)
+
+
+def critic_table(groups):
+    """What a critic, or a baseline, explains of the variance of returns, as a run goes on."""
+    lines = []
+    for task, name, rows in flat(groups):
+        known = [row["explained_variance"] for row in rows if row.get("explained_variance")]
+        if known:
+            tenths = np.array([json.loads(values) for values in known], float)  # (seeds, 10)
+            lines.append([task, name, *(spread(values, 2) for values in tenths.T)])
+    return table(["task", "method", *(f"to {10 * k}%" for k in range(1, 11))], lines)
+
+
+STUDY = [
     (
-        "Methods and tasks",
-        "Held-out, mean ± sd over seeds; runs with fewest settings.",
-        paper_table,
+        "Study: scores",
+        "IQM at the end, 95% interval (seeds); scores are normalised to 0..1.",
+        study_table,
     ),
-    ("Runs", "Held-out score (% of the largest reward).", run_table),
-    ("Settings", "Score at the start and at the end (seeds).", setting_table),
-    ("Pairs of methods", "Score at the end, methods with the same settings.", pair_table),
-    ("Sample efficiency", "Env steps to a held-out score (seeds that reach it).", level_table),
-    ("Variance", "Over the iterations of a run; mean ± sd over seeds.", noise_table),
+    (
+        "Study: comparisons",
+        f"Those that were written down. p is Holm's, of all {len(study.COMPARISONS)}.",
+        comparison_table,
+    ),
+    ("Study: pairs of methods", "Each pair, over the tasks of a part; not corrected.", pair_table),
+    (
+        "Study: sample efficiency",
+        "Median env steps to a held-out score (runs that reach it).",
+        level_table,
+    ),
+]
+SECTIONS = [
+    ("Runs", "Held-out score (% of the largest reward), mean ± sd over seeds.", run_table),
+    ("Explained variance", "Of each tenth of a run in training; mean ± sd.", critic_table),
 ]
 
 
-def tables(groups):
+def tables(rows):
     """The whole of tables.md."""
+    groups, cells = group(rows), study.find(rows)
+    found = [(title, caption, make(cells)) for title, caption, make in STUDY if cells]
+    shown = study.of_part(cells, "main") or plain(groups)
+    caption = "Held-out, mean ± sd over seeds; the study's runs, or those with the fewest settings."
+    found.append(("Methods and tasks", caption, paper_table(shown)))
+    found += [(title, caption, make(groups)) for title, caption, make in SECTIONS]
     lines = ["Written by `python plot.py`; its first lines say how each figure is defined."]
-    for title, caption, make in SECTIONS:
-        lines += ["", f"## {title}", "", caption, "", *make(groups)]
+    for title, caption, body in found:
+        lines += ["", f"## {title}", "", caption, "", *body]
     return "\n".join(lines).replace("\n\n\n", "\n\n") + "\n"
 
 
@@ -533,6 +501,12 @@ def response_tokens(run):
     _, rollout = run.curve("time/rollout")
     _, update = run.curve("time/update")
     return round(float((rates * (rollout + update)).sum()))
+
+
+def tenths(values):
+    """Means of the tenths of a run, without NaN; None where nothing is left."""
+    parts = [part[~np.isnan(part)] for part in np.array_split(values, 10)]
+    return [round(float(part.mean()), 3) if len(part) else None for part in parts]
 
 
 def starts(run):
@@ -566,13 +540,8 @@ def csv_row(run):
         "response_tokens": response_tokens(run),
         "peak_memory_gb": round(peak_memory(run), 3),
         "curve": json.dumps(list(points)),
+        "explained_variance": json.dumps(tenths(run.curve("losses/explained_variance")[1])),
     }
-    for tag in NOISE:
-        _, values = run.curve(tag)
-        values = values[~np.isnan(values)]
-        if len(values):
-            row[f"mean/{tag}"] = values.mean()
-            row[f"variance/{tag}"] = values.var()
     metrics = [tag for tag in run.scalars if tag.startswith("eval/") and "/turn_" not in tag]
     for side, name in enumerate(("start", "end")):
         for tag in sorted(metrics):
@@ -607,28 +576,75 @@ def colour(k):
     return matplotlib.colormaps["tab10"](k % 10)
 
 
-def draw_curves(groups, path):
-    """One panel for each task; mean over seeds and its 95% interval."""
-    shown = plain(groups)
-    names = []
-    for methods in shown.values():
-        names += [name for name in methods if name not in names]
+def colour_of(name):
+    """The colour of a method."""
+    return colour(NAMES.index(name) if name in NAMES else len(NAMES))
+
+
+def legend_beside(figure, axes):
+    """One legend for all panels, to their right."""
+    entries = {}  # a dict, to name each method once
+    for axis in axes:
+        for handle, name in zip(*axis.get_legend_handles_labels()):
+            entries.setdefault(name, handle)
+    place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "frameon": False}
+    figure.legend(entries.values(), entries, **place)
+
+
+def draw_curves(shown, path):
+    """{title: {method: rows}}: one panel for each title; IQM over seeds and its 95% interval."""
     columns = min(3, len(shown))
     height = -(-len(shown) // columns)
-    size = 3.6 * columns + 0.6, 2.8 * height + 0.6
+    size = 3.6 * columns, 2.8 * height
     figure, axes = plt.subplots(height, columns, figsize=size, squeeze=False)
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
-    for axis, (task, methods) in zip(axes.flat, shown.items()):
+    for axis, (title, methods) in zip(axes.flat, shown.items()):
         for name, rows in methods.items():
-            steps, middle, low, high = mean_curve([curve(row) for row in rows])
-            look = colour(names.index(name))
-            axis.plot(steps, middle, color=look, label=f"{name}, n = {len(rows)}", linewidth=1.8)
-            axis.fill_between(steps, low, high, color=look, alpha=0.2, linewidth=0)
-        axis.set(title=task, xlabel="env steps", ylabel="held-out score, %")
+            steps, middle, low, high = mean_curve([study.curve(row) for row in rows])
+            look = {"color": colour_of(name), "linewidth": 1.8, "marker": "o", "markersize": 3}
+            axis.plot(steps, middle, label=name, **look)
+            axis.fill_between(steps, low, high, color=colour_of(name), alpha=0.2, linewidth=0)
+        counts = sorted({len(rows) for rows in methods.values()})
+        seeds = " to ".join(map(str, counts[:: max(1, len(counts) - 1)]))
+        axis.set(title=f"{title}, n = {seeds}", xlabel="env steps", ylabel="held-out score, %")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="best")
+    legend_beside(figure, axes.flat)
     save(figure, path)
+
+
+def draw_comparisons(made, path):
+    """P(CC ends higher) of each comparison, with its interval."""
+    figure, axis = plt.subplots(figsize=(5.2, 0.9 + 0.26 * len(made)))
+    for k, x in enumerate(made):
+        (chance, low, high), look = x.higher, {"color": colour_of(x.other)}
+        axis.plot([low, high], [k, k], label=x.other, linewidth=2.5, **look)
+        axis.plot(chance, k, "o", markerfacecolor=None if x.p < study.ALPHA else "white", **look)
+    axis.set_yticks(range(len(made)), [x.group for x in made])
+    axis.invert_yaxis()
+    axis.axvline(0.5, color="black", linewidth=0.8)
+    title = f"{study.OURS} against the method of the colour\nfilled: p < {study.ALPHA} after Holm"
+    axis.set(xlim=(-0.02, 1.02), xlabel=f"P({study.OURS} ends higher)")
+    axis.set_title(title, fontsize=9)
+    axis.grid(alpha=0.3, axis="x")
+    legend_beside(figure, [axis])
+    save(figure, path)
+
+
+def draw_all(rows, folder):
+    """A figure of each part of the study, of its comparisons, and of the other runs."""
+    cells = study.find(rows)
+    for part in study.PARTS:
+        shown = study.of_part(cells, part)
+        if shown:
+            draw_curves(shown, folder / f"study_{part}.png")
+    made = [x for x in study.compare(cells) if x.made]
+    if made:
+        draw_comparisons(made, folder / "study_comparisons.png")
+    in_study = {row["run"] for methods in cells.values() for x in methods.values() for row in x}
+    others = [row for row in rows if row["run"] not in in_study]
+    if others:
+        draw_curves(plain(group(others)), folder / "learning_curves.png")
 
 
 def read_build(text):
@@ -752,13 +768,13 @@ def main(args):
     for run in runs:
         if not run.finished:
             print(f"left out, not finished: {run.path}")
-    groups = group(read_csv(args.results / "runs.csv"))
-    if not groups:
+    rows = read_csv(args.results / "runs.csv")
+    if not rows:
         raise SystemExit(f"--runs {args.runs}: no finished run is in there")
-    (args.results / "tables.md").write_text(tables(groups))
-    draw_curves(groups, args.results / "learning_curves.png")
-    print("\n".join(readme_table(groups)))
-    print(f"written: {args.results}/learning_curves.png and {args.results}/tables.md")
+    (args.results / "tables.md").write_text(tables(rows))
+    draw_all(rows, args.results)
+    print(*readme_table(rows), sep="\n")
+    print(f"written: {args.results}/tables.md and figures")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 import benchmark_speed
 import collm_cc
+import study
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """
@@ -49,13 +50,20 @@ if __name__ == "__main__":
     (run / "checkpoint_000001.pt").write_text("")
 """
 
+CLIMBING = """
+import runpy, sys
+
+runpy.run_path(sys.argv.pop(1) + ".py", run_name="__main__")
+"""
+
 
 @pytest.fixture
 def project(tmp_path):
-    for name in ("benchmark.sh", "plot.py"):
+    for name in ("benchmark.sh", "plot.py", "study.py"):
         shutil.copy(ROOT / name, tmp_path)
-    for name in ("collm_cc", "collm_dc"):
+    for name in ("collm_cc", "collm_dc", "mc_baseline"):
         (tmp_path / f"{name}.py").write_text(SCRIPT)
+    (tmp_path / "climbing.py").write_text(CLIMBING)
     return tmp_path
 
 
@@ -119,6 +127,45 @@ def test_options_of_a_task_are_in_the_name_of_its_runs(project):
     assert found == {"coding": "coding__collm_cc__1", task: f"{task}__collm_cc__1"}
     again = sweep(project, "SEEDS=1", "JOBS=1", "SCRIPTS=collm_cc", f"TASKS={task}")
     assert f"skip    {task}__collm_cc__1" in again.stdout
+
+
+def test_a_study_is_what_study_py_lists(project):
+    """Its part control, played by climbing.py: one fails, one was stopped, and both go on."""
+    ours, _, failed, last = (study.run_name(study.CLIMBING, x, 2) for x in study.METHODS)
+    other = project / "runs/coding__collm_cc__2"
+    for folder in (other, project / "runs" / ours):
+        folder.mkdir(parents=True)
+        (folder / "checkpoint_000001.pt").write_text("")
+    words = "study", "PART=control", "SEEDS=2", "JOBS=2"
+    first = sweep(project, *words, FAIL=failed)
+    assert first.returncode == 1
+    assert f"FAILED  {failed}" in first.stdout
+    assert len(rows(project)) == 3  # the others went on
+    assert f"--resume runs/{ours}" in (project / f"runs/{ours}.log").read_text()
+    row = rows(project)[last]
+    flags = "--baseline rloo --total-env-steps 2048 --eval-every 3"
+    command = f"climbing.py mc_baseline --task climbing --seed 2 --run-name {last} {flags}"
+    assert row["command"] == f"{sys.executable} {command}"
+    assert row["env_steps"] == "2048"
+    # Only what has finished, and is the study's, loses its checkpoints
+    assert [path.parent for path in project.glob("runs/*/*.pt")] == [other]
+
+    second = sweep(project, *words)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert f"done    {failed}" in second.stdout
+    assert second.stdout.count("skip    ") == 3
+    found = study.find(list(rows(project).values()))  # names are those that the tables look for
+    assert {name: len(x) for name, x in found[study.CLIMBING].items()} == dict.fromkeys(
+        study.METHODS, 1
+    )
+    assert (project / "results/study_control.png").exists()
+    assert not (project / "results/learning_curves.png").exists()
+
+
+def test_a_wrong_part_is_told(project):
+    run = sweep(project, "study", "PART=mian")
+    assert run.returncode != 0 and "mian" in run.stderr + run.stdout
+    assert not list(project.glob("runs/*"))
 
 
 def test_padding_is_what_need_not_be_computed(monkeypatch):

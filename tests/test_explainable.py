@@ -80,6 +80,7 @@ def test_climbing_pays_what_its_table_says():
         assert reward == pytest.approx((value + 30) / 41)
         assert info["success"] == float(actions == ("a", "a")) and info["valid"] == 1.0
         assert info["played_a"] == Counter(actions)["a"] / 2
+    assert 4 * len(task.eval) == collm_cc.Args().eval_episodes
     for odd in ("", "d", "a b", "aa"):
         assert task.score(task.train[0], [odd, "a"])[0] == 0.0
 

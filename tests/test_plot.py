@@ -1,7 +1,6 @@
 """plot.py on hand-made runs with known numbers."""
 
 import csv
-import itertools
 import json
 import os
 from dataclasses import asdict
@@ -47,7 +46,7 @@ def make_run(
         writer.add_scalar("eval/score/turn_0", score / 2, step, now)
         writer.add_scalar("eval/pass@1", score / 100, step, now)
         if k:
-            writer.add_scalar("losses/grad_norm", 2.0 * k, step, now)
+            writer.add_scalar("losses/explained_variance", 0.25 * k, step, now)
             writer.add_scalar("charts/peak_memory_gb", 1.0 + k, step, now)
             writer.add_scalar("charts/tokens_per_second", 100.0, step, now)
             writer.add_scalar("time/rollout", 2.0, step, now)
@@ -122,61 +121,23 @@ def test_runs_are_pooled_over_seeds_and_nothing_else(tmp_path):
     assert list(groups["strbuild:sparse=80"]) == ["CoLLM-CC (total_env_steps=128)"]
 
 
-def naive_improvement(a, b):
-    return sum(1.0 if x > y else 0.5 if x == y else 0.0 for x in a for y in b) / (len(a) * len(b))
-
-
-def test_improvement_and_difference_against_loops():
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        a, b = rng.integers(0, 5, 4), rng.integers(0, 5, 3)
-        assert plot.improvement(a, b) == pytest.approx(naive_improvement(a, b))
-        assert plot.difference(a, b) == pytest.approx(sum(a) / 4 - sum(b) / 3)
-    batch = plot.improvement(np.array([[1, 2], [3, 3]]), np.array([[0, 5, 2], [3, 3, 3]]))
-    assert batch == pytest.approx([naive_improvement([1, 2], [0, 5, 2]), 0.5])
-
-
-@pytest.mark.parametrize("statistic", ["mean", "difference", "improvement"])
-def test_bootstrap_against_all_resamples(statistic):
-    """Three seeds have 27 resamples: their percentiles are what the bootstrap must come to."""
-    a, b = np.array([1.0, 4.0, 6.5]), np.array([3.0, 3.5, 0.0])
-    every = [list(itertools.product(x, repeat=3)) for x in (a, b)]
-    if statistic == "mean":
-        samples, measure, naive = [a], lambda x: x.mean(-1), lambda x: sum(x) / 3
-    elif statistic == "difference":
-        samples, measure, naive = [a, b], plot.difference, lambda x, y: sum(x) / 3 - sum(y) / 3
-    else:
-        samples, measure, naive = [a, b], plot.improvement, naive_improvement
-    exact = [naive(*drawn) for drawn in itertools.product(*every[: len(samples)])]
-    bounds = plot.bootstrap(measure, *samples, draws=20000)
-    assert np.allclose(bounds, np.percentile(exact, [2.5, 97.5], method="inverted_cdf"), atol=0.2)
-    assert bounds == plot.bootstrap(measure, *samples, draws=20000)  # seeded
-
-
-def test_one_seed_has_no_interval():
-    assert np.isnan(plot.bootstrap(lambda x: x.mean(-1), [1.0])).all()
-    assert plot.interval(*plot.bootstrap(plot.difference, [1.0], [1.0, 2.0])) == "-"
-
-
-def test_steps_to_a_level():
-    steps, values = np.array([0.0, 100, 200, 300]), np.array([10.0, 30, 20, 60])
-    assert plot.steps_to(steps, values, 10) == 0
-    assert plot.steps_to(steps, values, 20) == 50
-    assert plot.steps_to(steps, values, 40) == 250
-    assert np.isnan(plot.steps_to(steps, values, 61))
-    assert np.isnan(plot.steps_to(np.array([]), np.array([]), 1))
-
-
 def test_mean_curve_interpolates_seeds_over_the_steps_they_share():
     curves = [
         (np.array([0.0, 100]), np.array([0.0, 100])),
         (np.array([0.0, 50, 120]), np.array([20.0, 70, 140])),
     ]
-    grid, mean, low, high = plot.mean_curve(curves, points=3)
+    grid, middle, low, high = plot.mean_curve(curves, points=3)
     assert grid.tolist() == [0, 50, 100]
-    assert mean == pytest.approx([10, 60, 110])
+    assert middle == pytest.approx([10, 60, 110])
     assert low == pytest.approx([0, 50, 100])
     assert high == pytest.approx([20, 70, 120])
+
+
+def test_mean_curve_is_an_interquartile_mean():
+    curves = [(np.array([0.0, 100]), np.array([0.0, end])) for end in (10, 20, 40, 900)]
+    grid, middle, _, _ = plot.mean_curve(curves)
+    assert len(grid) == 11  # ten equal steps
+    assert middle == pytest.approx(np.linspace(0, 30, 11))
 
 
 def test_two_runs_of_a_seed_both_count(tmp_path, monkeypatch):
@@ -195,7 +156,6 @@ def test_two_runs_of_a_seed_both_count(tmp_path, monkeypatch):
     text = (tmp_path / "tables.md").read_text()
     assert "| untrained team | - | - | 23.0 ± 4.2 | 23.0 ± 4.2 | - | 2 |" in text
     assert "| CoLLM-CC | - | - | 85.0 ± 7.1 | 85.0 ± 7.1 | - | 2 |" in text
-    assert "| coding | default | 23.0 ± 4.2 | 85.0 ± 7.1 (2) | 85.0 ± 7.1 (2) | - |" in text
 
 
 def test_tables_curves_and_rows(tmp_path, capsys, monkeypatch):
@@ -216,21 +176,13 @@ def test_tables_curves_and_rows(tmp_path, capsys, monkeypatch):
     plot.main(plot.Args(runs=runs, results=results))
     told = capsys.readouterr().out
     assert "not finished" in told
-    assert "| coding | default | 25.0 ± 7.1 | 85.0 ± 7.1 (2) | 70.0 ± 14.1 (2) | - |" in told
-    assert "one agent" not in told  # README.md's table has the default flags alone
     text = (results / "tables.md").read_text()
     assert "| untrained team | - | - | 25.0 ± 7.1 | 25.0 ± 7.1 | - | 2 |" in text
     assert "| untrained agent | - | - | 10.0 | 10.0 | - | 1 |" in text
     assert "| AC (CC) | - | - | 70.0 | 70.0 | - | 1 |" in text
     assert "| CoLLM-CC | - | - | 85.0 ± 7.1 | 85.0 ± 7.1 | - | 2 |" in text
     assert "| coding | CoLLM-CC | 2 | 25.0 ± 7.1 | 85.0 ± 7.1 | 4005 ± 7 |" in text
-    assert "| coding | default | 25.0 ± 7.1 | 85.0 ± 7.1 (2) | 70.0 ± 14.1 (2) | - |" in text
-    assert "| coding | one agent | 10.0 | 70.0 (1) | - | - |" in text
-    assert "| coding | CoLLM-CC | CoLLM-DC | 2, 2 | 15.00 | " in text
-    assert "| 0.88 | " in text  # P(A > B): three pairs and a tie of four
-    levels = "2300 ± 990 (2/2) | 3200 ± 1131 (2/2) | 3200 (1/2) | 4000 (1/2) | - (0/2)"
-    assert f"| coding | CoLLM-DC | {levels} |" in text
-    assert "| coding | CoLLM-CC | losses/grad_norm | 2.000 ± 0.000 |" in text
+    assert "| coding | CoLLM-CC | 0.25 ± 0.00 | - |" in text
     assert (results / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
     rows = {row["run"]: row for row in csv.DictReader((results / "runs.csv").open())}
     assert set(rows) == {"cc1", "cc2", "dc1", "dc2", "alone"}
@@ -257,10 +209,8 @@ def test_tables_and_curves_come_from_the_committed_rows_alone(tmp_path, monkeypa
     make_run(tmp_path / "runs", "short", num_turns=1, total_env_steps=128)
     plot.main(plot.Args(runs=tmp_path / "runs", results=tmp_path))
     text = (tmp_path / "tables.md").read_text()
-    assert "| coding | CoLLM-CC | losses/grad_norm | 3.000 | 1.000 |" in text  # of 2 and 4
-    assert (
-        "CoLLM-CC (num_turns=1) | 1 |" in text and "(num_turns=1) | CoLLM" not in text
-    )  # no pair of unlike settings
+    assert "| coding | CoLLM-CC | 0.25 | 0.50 | - |" in text  # a tenth each
+    assert "CoLLM-CC (num_turns=1) | 1 |" in text
     plot.main(plot.Args(runs=tmp_path / "none", results=tmp_path))
     assert (tmp_path / "tables.md").read_text() == text
 
@@ -274,10 +224,16 @@ def test_curves_show_the_runs_with_the_fewest_settings(tmp_path, monkeypatch):
         "mean_curve",
         lambda curves: drawn.append(len(curves)) or (*curves[0], *curves[0])[:1] * 4,
     )
-    plot.draw_curves(
-        plot.group([plot.csv_row(run) for run in plot.read_runs(tmp_path)]), tmp_path / "x.png"
-    )
-    assert drawn == [1, 1]
+    rows = [plot.csv_row(run) for run in plot.read_runs(tmp_path)]
+    plot.draw_curves(plot.plain(plot.group(rows)), tmp_path / "x.png")
+    assert drawn == [1, 1]  # CoLLM-CC and AC
+
+
+def test_tenths_of_a_run():
+    values = np.arange(20.0)
+    values[[0, 2, 3]] = np.nan
+    assert plot.tenths(values)[:3] == [1.0, None, 4.5]
+    assert plot.tenths(np.array([1.0, 2.0])) == [1.0, 2.0, *[None] * 8]
 
 
 def test_rows_of_runs_that_are_gone_stay(tmp_path):
@@ -302,9 +258,9 @@ def test_render_draws_the_last_episodes(tmp_path, task):
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_runs_of_the_defaults_the_readme_has_no_table(tmp_path):
-    run = plot.read_run(make_run(tmp_path, "a"))  # of fewer steps than the default
-    assert plot.readme_table(plot.group([plot.csv_row(run)])) == []
+def test_without_runs_of_the_study_the_readme_has_no_table(tmp_path):
+    run = plot.read_run(make_run(tmp_path, "a"))
+    assert plot.readme_table([plot.csv_row(run)]) == []
 
 
 @pytest.mark.parametrize("changes", [{"action": "render"}, {"action": "all"}])

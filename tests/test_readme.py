@@ -10,12 +10,14 @@ from importlib import import_module
 from pathlib import Path
 
 import explainable
+import gradient_variance
 import pytest
 import tyro
 from matplotlib.image import imread
 
 import envs
 import plot
+import study
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -96,6 +98,7 @@ def test_every_file_named_is_there():
     for path in [*ROOT.glob("*.py"), *ROOT.glob("*.sh")]:
         assert path.name in named
     made = ["results/runs.csv", "results/tables.md", "results/learning_curves.png"]
+    made += [f"results/study_{part}.png" for part in (*study.PARTS, "comparisons")]
     folders = "docs|tests|data|models|results"
     for name in re.findall(rf"`((?:{folders})/[\w./]*)`", "".join(PAGES.values())):
         assert name in made or "NAME" in name or (ROOT / name).exists(), name
@@ -139,13 +142,17 @@ def test_words_of_benchmark_are_those_of_its_help():
     for line in re.findall(r"bash benchmark\.sh([^`\n]*)", "".join(PAGES.values())):
         for word in shlex.split(line):
             name = word.partition("=")[0]
-            assert name in ("quick", "speed", "--help") or f"  {name} " in told, line
+            assert name in ("quick", "study", "speed", "--help") or f"  {name} " in told, line
 
 
 def test_commands_of_helpers_are_ones_that_they_take():
     text = "".join(PAGES.values())
     for flags in re.findall(r"explainable\.py( --[^`]*)`", text):
         assert tyro.cli(explainable.Args, args=shlex.split(flags))
+    for flags in re.findall(r"gradient_variance\.py( --[^`]*)`", text):
+        assert tyro.cli(gradient_variance.Args, args=shlex.split(flags))
+    for words in re.findall(r"python study\.py([^`]*)`", text):
+        assert tyro.cli(study.Args, args=shlex.split(words))
     for words in re.findall(r"python plot\.py([^`]*)`", text):
         assert tyro.cli(plot.Args, args=shlex.split(words))
 
@@ -155,7 +162,7 @@ def test_flags_that_are_named_exist():
     for name in SCRIPTS:
         fields |= set(import_module(name).Args.__dataclass_fields__)
     others = "help logdir dist durations nproc-per-node shutdown-timeout"
-    others += " script kills programs no-deps report"
+    others += " fit batches script kills programs no-deps report"
     for page, text in PAGES.items():
         for flag in re.findall(r"(?<![\w-])--([a-z][a-z-]+)", text):
             name = flag.removeprefix("no-").replace("-", "_")
@@ -296,10 +303,10 @@ def test_table_of_results_is_that_of_the_committed_rows():
     rows = plot.read_csv(ROOT / "results/runs.csv")
     between = r"<!-- results: [^\n]* -->\n(.*?)<!-- end of results -->"
     (shown,) = re.findall(between, README, re.DOTALL)
-    lines = plot.readme_table(plot.group(rows)) if rows else []
+    lines = plot.readme_table(rows)
     assert shown.split("\n")[:-1] == lines or shown.strip() == "\n".join(lines)
     if rows:
-        assert (ROOT / "results/tables.md").read_text() == plot.tables(plot.group(rows))
+        assert (ROOT / "results/tables.md").read_text() == plot.tables(rows)
 
 
 def test_the_picture_is_that_of_the_committed_run(tmp_path):
