@@ -100,8 +100,10 @@ class Args:
     """lambda of GAE over turns; 0 is the paper's one-step TD error"""
     actor_lr: list[float] = field(default_factory=lambda: [3e-4])
     """learning rate: one for all agents or one each; 0 freezes an agent"""
-    critic_lr: float = 1e-3
+    critic_lr: float = 5e-4
     """learning rate of the critic"""
+    critic_minibatches: int = 8
+    """gradient steps of the critic on a minibatch, each on its share of the episodes"""
     critic_model: str | None = None
     """Hub id or folder of the critic's body; by default that of the agent (of the first agent)"""
     critic_type: Literal["v", "q"] = "v"
@@ -522,12 +524,23 @@ class Critic(nn.Module):
         self.name = f"critic of agents {reads}"
         self.reads, self.critic_type = reads, args.critic_type
         self.model, self.tokenizer = load_model(AutoModel, name, args, device, frozen)
-        # Some models are wider or narrower at their end than inside
         width = check_causal(self.name, self.model)
         checkpoint_layers(self.model, args.gradient_checkpointing)
         self.head = nn.Linear(width, 1, dtype=self.model.dtype, device=device)
         nn.init.zeros_(self.head.weight)
+        # Of the returns of each turn: how many there were, their sum, the sum of their squares
+        self.register_buffer("sums", torch.zeros(3, args.num_turns).double().to(device))
         self.optimizer = adamw(self, args.critic_lr)
+
+    def learn_scale(self, returns: torch.Tensor, live: torch.Tensor) -> None:
+        """Count in the returns of all ranks, (T, B); those before weigh half with each call."""
+        sums = torch.stack([live.double(), returns, returns**2]).sum(-1)  # (3, T)
+        self.sums = self.sums / 2 + all_sum(sums)
+
+    def scale(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and sd of the returns of each turn, (T,) each: the head's unit (as PopArt)."""
+        mean, square = self.sums[1:] / self.sums[0].clamp(min=1e-30)  # (T,) each
+        return mean, (square - mean**2).clamp(min=1e-6).sqrt()
 
     def part(self, e: "Episode", i: int, t: int) -> str:
         """What block t tells of agent i: o_0, then a_{t-1} and o_t; for Q always o_t and a_t."""
@@ -544,10 +557,7 @@ class Critic(nn.Module):
         for t in range(num_turns):
             block = "\n\n".join(self.part(e, i, t) for i in self.reads)
             block = block if t == 0 else "\n\n" + block
-            if (self.name, block) not in e.blocks:
-                ids = self.tokenizer(block, add_special_tokens=t == 0)["input_ids"]
-                e.blocks[self.name, block] = ids
-            tokens += e.blocks[self.name, block]
+            tokens += self.tokenizer(block, add_special_tokens=t == 0)["input_ids"]
             ends.append(len(tokens) - 1)
         return tokens, ends
 
@@ -559,7 +569,8 @@ class Critic(nn.Module):
         # Attention is causal: what is read at an end has not seen the padding after it
         out = self.model(input_ids=ids.to(k.device), use_cache=False)
         hidden = out.last_hidden_state[k, s].to(self.head.weight.dtype)  # (n, D)
-        values = self.head(hidden)[:, 0]  # (n,)
+        mean, sd = self.scale()  # (T,) each
+        values = mean[t] + sd[t] * self.head(hidden)[:, 0]  # (n,)
         return values.new_zeros(num_turns, len(tokens)).index_put((t, k), values)
 
 
@@ -910,7 +921,6 @@ class Episode:
     actions: list[list[str]]  # [agent][turn]
     rewards: list[float] = field(default_factory=list)  # [turn] raw reward + shift
     infos: list[dict] = field(default_factory=list)  # [turn] metrics of the task
-    blocks: dict = field(default_factory=dict)  # (critic, text) -> token ids, see Critic.encode
     too_long: bool = False  # ended because somebody can not read what comes next
 
     @classmethod
@@ -1051,21 +1061,25 @@ def stack_rewards(episodes: list[Episode], num_turns: int, agents):
 
 
 def critic_step(critic: Critic, episodes, rewards, live, args: Args) -> torch.Tensor:
-    """One gradient step of a critic; gives the values from before it, (T, B, 1)."""
-    num_live = all_sum(live.sum())
+    """Gradient steps of a critic; gives the values before it learns from them, (T, B, 1)."""
     rewards, values = rewards[..., :1], torch.zeros_like(rewards[..., :1])  # (T, B, 1)
     tokens, ends = zip(*[critic.encode(e, len(e.rewards)) for e in episodes], strict=True)
-    for rows in microbatches([len(x) for x in tokens], args.microbatch_tokens):
-        v = critic([tokens[k] for k in rows], [ends[k] for k in rows], len(live))  # (T, b)
-        v = v.double()[..., None]  # (T, b, 1)
-        values[:, rows] = v.detach()
-        # Critic target: r_t + gamma V(h_{t+1}), as V + TD error; lambda-return if gae_lambda > 0
-        batch = rewards[:, rows], v.detach(), live[:, rows]
-        target = v.detach() + gae(*batch, args.gamma, args.gae_lambda)  # (T, b, 1)
-        # Critic loss: mean over live turns of (V(h_t) - target)^2; at dead turns both are 0
-        loss = ((v - target) ** 2).sum() / num_live
-        (args.vf_coef * loss).backward()
-    optimize(critic, args.max_grad_norm)
+    _, sd = critic.scale()  # (T,)
+    for step in range(min(args.critic_minibatches, len(episodes))):
+        part = range(step, len(episodes), args.critic_minibatches)
+        num_live = all_sum(live[:, part].sum())
+        for places in microbatches([len(tokens[k]) for k in part], args.microbatch_tokens):
+            rows = [part[k] for k in places]
+            v = critic([tokens[k] for k in rows], [ends[k] for k in rows], len(live))  # (T, b)
+            v = v.double()[..., None]  # (T, b, 1)
+            values[:, rows] = v.detach()
+            # Critic target: r_t + gamma V(h_{t+1}), as V + TD error; a lambda-return with GAE
+            batch = rewards[:, rows], v.detach(), live[:, rows]
+            target = v.detach() + gae(*batch, args.gamma, args.gae_lambda)  # (T, b, 1)
+            # Critic loss: mean over live turns of ((V(h_t) - target) / sd_t)^2
+            loss = (((v - target) / sd[:, None, None]) ** 2).sum() / num_live
+            (args.vf_coef * loss).backward()
+        optimize(critic, args.max_grad_norm)
     return values
 
 
@@ -1126,9 +1140,10 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
         # 1. Rewards r_t and returns-to-go G_t, and which turns each episode played
         rewards, live = stack_rewards(minibatch, num_turns, agents)  # (T, B, N), (T, B)
         returns = gae(rewards, torch.zeros_like(rewards), live, args.gamma, 1.0)  # (T, B, N)
-        # 2. Values V(h_t): one forward of each critic, which then takes its step
+        # 2. Values V(h_t): one pass of each critic, which learns on its way
         values = torch.zeros_like(rewards)  # (T, B, N)
         for critic in critics:
+            critic.learn_scale(returns[..., 0], live)
             values[..., critic.reads] = critic_step(critic, minibatch, rewards, live, args)
         # 3. Advantages A_t: TD errors (GAE if gae_lambda > 0), or Q(h_t, a_t) itself
         td_errors = gae(rewards, values, live, args.gamma, args.gae_lambda)  # (T, B, N)
@@ -1420,16 +1435,18 @@ def log_training(writer, bar, args: Args, global_step: int, episodes, metrics, t
         if writer:
             writer.add_scalar(name, value, global_step)
     shown = {"return": scalars["charts/episodic_return"], "SPS": scalars["charts/SPS"]}
+    shown["explained variance"] = scalars["losses/explained_variance"]
     bar.set_postfix(shown, refresh=False)
     bar.update(num_steps)
 
 
 def build(task, args: Args, device: torch.device):
     """The models of a team, checked: what can not work is refused here."""
-    args.num_envs = args.num_envs or task.num_envs
-    if args.num_envs % (args.num_minibatches * world_size()) > 0:
-        allowed = f"divisible by --num-minibatches x {world_size()} ranks"
-        raise UserError(f"--num-envs {args.num_envs}: must be {allowed}")
+    args.num_envs, args.num_turns = args.num_envs or task.num_envs, task.num_turns
+    share = args.num_minibatches * world_size()
+    if args.num_envs % share > 0:
+        told = f"must be divisible by {share}, the product of minibatches, ranks and generations"
+        raise UserError(f"--num-envs {args.num_envs}: {told}")
     torch.manual_seed(int(rng(args.seed, "initialisation").integers(2**32)))
     names = [args.model[i % len(args.model)] for i in range(args.num_agents)]
     frozen = {}  # weights that models of one name share

@@ -854,7 +854,6 @@ class Episode:
     actions: list[list[str]]  # [agent][turn]
     rewards: list[float] = field(default_factory=list)  # [turn] raw reward + shift
     infos: list[dict] = field(default_factory=list)  # [turn] metrics of the task
-    blocks: dict = field(default_factory=dict)  # (critic, text) -> token ids, see Critic.encode
     too_long: bool = False  # ended because somebody can not read what comes next
 
     @classmethod
@@ -1044,20 +1043,19 @@ def baselines(returns, live, num_generations: int, kind: str) -> torch.Tensor:
     g = returns.unflatten(1, (-1, num_generations))  # (T, B / K, K, N)
     m = live.unflatten(1, (-1, num_generations))[..., None]  # (T, B / K, K, 1)
     total, count = (g * m).sum(2, keepdim=True), m.sum(2, keepdim=True)  # (T, B / K, 1, N)
+    baseline = torch.zeros_like(g)
     if kind == "mean":
         baseline = total / count.clamp(min=1)
     elif kind == "rloo":  # where one alone is left, it learns nothing
         baseline = torch.where(count > 1, (total - g) / (count - 1).clamp(min=1), g)
     elif kind == "max":
         baseline = g.masked_fill(~m, -torch.inf).amax(2, keepdim=True)
-    else:
-        baseline = torch.zeros_like(g)
     baseline = baseline.expand_as(g).masked_fill(~m, 0.0).flatten(1, 2)  # (T, B, N)
     # Equal returns have this very baseline, whatever the rounding of their mean
     return torch.where((returns - baseline).abs() <= 1e-9 * returns.abs(), returns, baseline)
 
 
-def update(episodes, agents, num_turns: int, args: Args, iteration: int):
+def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int):
     """One gradient step of each model for each minibatch of whole episodes.
 
     Gives {metric: [agent]}, means over the minibatches and over the episodes of all ranks.
@@ -1360,34 +1358,37 @@ def log_training(writer, bar, args: Args, global_step: int, episodes, metrics, t
         if writer:
             writer.add_scalar(name, value, global_step)
     shown = {"return": scalars["charts/episodic_return"], "SPS": scalars["charts/SPS"]}
+    shown["explained variance"] = scalars["losses/explained_variance"]
     bar.set_postfix(shown, refresh=False)
     bar.update(num_steps)
 
 
 def build(task, args: Args, device: torch.device):
     """The models of a team, checked: what can not work is refused here."""
-    args.num_envs = args.num_envs or task.num_envs
+    args.num_envs, args.num_turns = args.num_envs or task.num_envs, task.num_turns
     if args.num_generations == 1 and args.baseline != "none":
         raise UserError(f"--num-generations 1: must be at least 2 with --baseline {args.baseline}")
-    if args.num_envs % (args.num_generations * args.num_minibatches * world_size()) > 0:
-        allowed = f"divisible by --num-generations x --num-minibatches x {world_size()} ranks"
-        raise UserError(f"--num-envs {args.num_envs}: must be {allowed}")
+    share = args.num_generations * args.num_minibatches * world_size()
+    if args.num_envs % share > 0:
+        told = f"must be divisible by {share}, the product of minibatches, ranks and generations"
+        raise UserError(f"--num-envs {args.num_envs}: {told}")
     torch.manual_seed(int(rng(args.seed, "initialisation").integers(2**32)))
     names = [args.model[i % len(args.model)] for i in range(args.num_agents)]
     frozen = {}  # weights that models of one name share
     agents = [Agent(i, name, args, device, frozen) for i, name in enumerate(names)]
+    critics = []  # Monte Carlo has none
     limit = args.max_new_tokens or task.max_new_tokens
-    check_lengths(task, agents, args.num_agents, limit)
+    check_lengths(task, [*agents, *critics], args.num_agents, limit)
     check_sampling(task, agents, args)
-    return agents
+    return agents, critics
 
 
 def main(args: Args) -> None:
     """Train, evaluate and save one team."""
     task = make(args.task, args.num_agents, args.num_turns, args.dataset, args.eval_dataset)
     device = join_ranks(args.device)
-    agents = build(task, args, device)
-    models = [model for model in agents if model.optimizer]
+    agents, critics = build(task, args, device)
+    models = [model for model in [*agents, *critics] if model.optimizer]
     iteration = global_step = 0
     if args.resume:
         with naming(f"--resume {args.resume}"):
@@ -1404,10 +1405,10 @@ def main(args: Args) -> None:
         items = draw_items(task.train, args.num_envs // args.num_generations, args.seed, iteration)
         items = [item for item in items for _ in range(args.num_generations)]
         episodes = start_episodes(items, args.num_agents)
-        rollout(task, episodes, agents, args, "rollout", iteration)
+        rollout(task, episodes, agents, args, "rollout", iteration, critics)
 
         update_start = time.time()
-        metrics = update(episodes, agents, task.num_turns, args, iteration)
+        metrics = update(episodes, agents, critics, task.num_turns, args, iteration)
         times = update_start - rollout_start, time.time() - update_start
         if iteration == 0:
             check_gaps(agents, metrics["losses/sampling_gap"], args.dtype)

@@ -61,7 +61,7 @@ class Words(envs.Task):
 
 def make_args(script, **changes):
     """Args of a small team in float64; flags that the script lacks are left out."""
-    changes = {"dtype": "float64", "device": "cpu", "num_envs": 8, "num_minibatches": 1, **changes}
+    changes = {"dtype": "float64", "device": "cpu", "num_envs": 8, "num_turns": 3, **changes}
     names = {f.name for f in dataclasses.fields(script.Args)}
     return script.Args(**{k: v for k, v in changes.items() if k in names})
 
@@ -109,8 +109,7 @@ def record_gradients(script, monkeypatch):
 
 
 def run_update(script, episodes, agents, critics, args, num_turns=3, iteration=0):
-    team = (agents,) if script is mc_baseline else (agents, critics)
-    return script.update(episodes, *team, num_turns, args, iteration)
+    return script.update(episodes, agents, critics, num_turns, args, iteration)
 
 
 def responses(episode, i):
