@@ -169,8 +169,7 @@ def ours(spec):
     num_agents = spec["agents"]
     args = script.Args(model=[spec["model"]], num_agents=num_agents, num_envs=spec["episodes"])
     task = envs.make(spec["task"], num_agents) if spec.get("task") else Workload(spec)
-    team = script.build(task, args, torch.device("cpu"))
-    agents, critics = team if isinstance(team, tuple) else (team, [])
+    agents, critics = script.build(task, args, torch.device("cpu"))
     if not spec.get("task"):
         for agent in agents:
             agent.chat.eos = set()
@@ -184,8 +183,7 @@ def ours(spec):
         start = time.perf_counter()
         script.rollout(task, episodes, agents, args, "rollout", iteration)
         middle = time.perf_counter()
-        models = [agents, critics] if critics else [agents]
-        script.update(episodes, *models, task.num_turns, args, iteration)
+        script.update(episodes, agents, critics, task.num_turns, args, iteration)
         out["rollout"].append(middle - start)
         out["update"].append(time.perf_counter() - middle)
         out["steps"] += sum(len(e.rewards) for e in episodes)

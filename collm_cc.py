@@ -102,8 +102,6 @@ class Args:
     """learning rate: one for all agents or one each; 0 freezes an agent"""
     critic_lr: float = 5e-4
     """learning rate of the critic"""
-    critic_minibatches: int = 8
-    """gradient steps of the critic on a minibatch, each on its share of the episodes"""
     critic_model: str | None = None
     """Hub id or folder of the critic's body; by default that of the agent (of the first agent)"""
     critic_type: Literal["v", "q"] = "v"
@@ -1065,8 +1063,9 @@ def critic_step(critic: Critic, episodes, rewards, live, args: Args) -> torch.Te
     rewards, values = rewards[..., :1], torch.zeros_like(rewards[..., :1])  # (T, B, 1)
     tokens, ends = zip(*[critic.encode(e, len(e.rewards)) for e in episodes], strict=True)
     _, sd = critic.scale()  # (T,)
-    for step in range(min(args.critic_minibatches, len(episodes))):
-        part = range(step, len(episodes), args.critic_minibatches)
+    num_steps = min(8, len(episodes))  # a single step an iteration would teach it too little
+    for step in range(num_steps):
+        part = range(step, len(episodes), num_steps)
         num_live = all_sum(live[:, part].sum())
         for places in microbatches([len(tokens[k]) for k in part], args.microbatch_tokens):
             rows = [part[k] for k in places]
@@ -1136,7 +1135,7 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
     metrics = []
     order = rng(args.seed, "minibatches", iteration, rank()).permutation(len(episodes))
     for index in np.split(order, args.num_minibatches):
-        minibatch = [episodes[k] for k in index]
+        minibatch = [episodes[k] for k in sorted(index)]
         # 1. Rewards r_t and returns-to-go G_t, and which turns each episode played
         rewards, live = stack_rewards(minibatch, num_turns, agents)  # (T, B, N), (T, B)
         returns = gae(rewards, torch.zeros_like(rewards), live, args.gamma, 1.0)  # (T, B, N)

@@ -1064,7 +1064,7 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
     groups = np.arange(len(episodes)).reshape(-1, args.num_generations)  # (B / K, K)
     order = rng(args.seed, "minibatches", iteration, rank()).permutation(groups).flatten()
     for index in np.split(order, args.num_minibatches):
-        minibatch = [episodes[k] for k in index]
+        minibatch = [episodes[k] for k in sorted(index)]
         # 1. Rewards r_t and returns-to-go G_t, and which turns each episode played
         rewards, live = stack_rewards(minibatch, num_turns, agents)  # (T, B, N), (T, B)
         returns = gae(rewards, torch.zeros_like(rewards), live, args.gamma, 1.0)  # (T, B, N)

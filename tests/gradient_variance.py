@@ -105,7 +105,7 @@ class Moments:
 
 def no_step(i, agent, minibatch, advantages, *_):
     """Stands for actor_step: nothing is learned."""
-    return torch.zeros_like(advantages), torch.zeros(3, dtype=torch.float64)
+    return torch.zeros_like(advantages), {"losses/sampling_gap": torch.zeros(())}
 
 
 def weights(script, episodes, agents, critics, num_turns: int, args: Args):
@@ -129,10 +129,9 @@ def weights(script, episodes, agents, critics, num_turns: int, args: Args):
 
     args = copy.copy(args)
     args.norm_adv, args.num_minibatches = True, 1
-    team = [agents] if script is mc_baseline else [agents, copy.deepcopy(critics)]
     stubs = {"normalise": keep_advantages, "actor_step": keep_order, "optimize": stay}
     with mock.patch.multiple(script, **stubs):
-        metrics = script.update(episodes, *team, num_turns, args, 0)
+        metrics = script.update(episodes, agents, copy.deepcopy(critics), num_turns, args, 0)
     order = torch.tensor(places).argsort()
     explained = metrics["losses/explained_variance"]
     return {norm: x[:, order] for norm, x in kept.items()}, sum(explained) / len(explained)

@@ -631,7 +631,7 @@ def test_equal_returns_of_an_item_make_no_step(baseline, num_generations, norm_a
 @pytest.mark.parametrize("script", [collm_cc, collm_dc])
 def test_equal_returns_move_the_critic_and_no_agent(script, critic_type):
     """All returns are equal: what differs between advantages is the critic's own error."""
-    args = make_args(script, dtype="float32", critic_type=critic_type)
+    args = make_args(script, dtype="float32", critic_type=critic_type, num_turns=2)
     agents, critics = make_team(script, args)
     episodes = short_episodes(script, 2, 4)
     for e in episodes:
@@ -652,20 +652,50 @@ def discounted(rewards, gamma):
     return sum(gamma**s * r for s, r in enumerate(rewards))
 
 
+STEPS = 8  # of a critic, each on every eighth episode
+
+
+def scales(episodes, gamma):
+    """[(mean, sd)] of the returns of each turn."""
+    returns = [[] for _ in range(max(len(e.rewards) for e in episodes))]
+    for e in episodes:
+        for t in range(len(e.rewards)):
+            returns[t].append(discounted(e.rewards[t:], gamma))
+    return [(np.mean(g), max(np.std(g), 1e-3)) for g in returns]
+
+
+def reference_values(critic, e, scale):
+    """V(h_t) of each turn of an episode, with gradients."""
+    tokens, ends = critic.encode(e, len(e.rewards))
+    hidden = critic.model(torch.tensor([tokens])).last_hidden_state[0]
+    pairs = zip(ends, scale[: len(ends)], strict=True)
+    return [mean + sd * critic.head(hidden[end])[0] for end, (mean, sd) in pairs]
+
+
+def critic_losses(episodes, critic, args):
+    """The losses of a critic's steps, one sample at a time, if it did not learn between them."""
+    losses, scale = [0.0] * STEPS, scales(episodes, args.gamma)
+    for k, e in enumerate(episodes):
+        live = sum(len(x.rewards) for x in episodes[k % STEPS :: STEPS])
+        v = reference_values(critic, e, scale)
+        for t, reward in enumerate(e.rewards):
+            target = reward + (args.gamma * v[t + 1].item() if t + 1 < len(v) else 0.0)
+            error = (v[t] - target) / scale[t][1]
+            losses[k % STEPS] = losses[k % STEPS] + args.vf_coef * error**2 / live
+    return losses
+
+
 def reference_losses(script, episodes, agents, critics, args):
     """The losses of one minibatch, one sample at a time; scalars with gradients, critics first."""
     num, live = len(agents), sum(len(e.rewards) for e in episodes)
     advantages = [[[0.0] * len(e.rewards) for e in episodes] for _ in agents]
-    losses = [0.0 for _ in critics]
+    losses = [loss for critic in critics for loss in critic_losses(episodes, critic, args)]
     for k, e in enumerate(episodes):
         turns = range(len(e.rewards))
-        for c, critic in enumerate(critics):
-            tokens, ends = critic.encode(e, len(e.rewards))
-            hidden = critic.model(torch.tensor([tokens])).last_hidden_state[0]
-            v = [critic.head(hidden[end])[0] for end in ends]
+        for critic in critics:
+            v = reference_values(critic, e, scales(episodes, args.gamma))
             for t in turns:
                 target = e.rewards[t] + (args.gamma * v[t + 1].item() if t + 1 in turns else 0.0)
-                losses[c] = losses[c] + args.vf_coef * (v[t] - target) ** 2 / live
                 for i in critic.reads:
                     advantages[i][k][t] = target - v[t].item()
         if script is mc_baseline:
@@ -716,10 +746,11 @@ def test_gradients_equal_a_naive_reference(script, num_agents, norm_adv, monkeyp
     _, episodes = play(script, agents, args)
     assert {len(e.rewards) for e in episodes} >= {1, 3}
     losses = reference_losses(script, episodes, agents, critics, args)
-    expected = gradients(losses, [*critics, *agents])
+    stepped = [critic for critic in critics for _ in range(STEPS)]
+    expected = gradients(losses, [*stepped, *agents])
     seen = record_gradients(script, monkeypatch)
     run_update(script, episodes, agents, critics, args)
-    assert len(seen) == len(expected)  # the centralized critic takes one step, not one an agent
+    assert len(seen) == len(expected)  # the centralized critic learns once, not for each agent
     for (name, gradient), reference in zip(seen, expected, strict=True):
         assert reference.norm() > 1e-6, name
         torch.testing.assert_close(gradient, reference, rtol=1e-8, atol=1e-10, msg=name)
@@ -748,7 +779,7 @@ def test_microbatches_change_nothing(script, monkeypatch):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_metrics_are_means_over_real_tokens_and_live_turns(script):
-    args = make_args(script, num_generations=2)
+    args = make_args(script, num_generations=2, critic_lr=1e-12)
     agents, critics = make_team(script, args)
     _, episodes = play(script, agents, args)
     lengths = [end - start for e in episodes for i in (0, 1) for start, end in responses(e, i)[-1:]]
@@ -771,8 +802,8 @@ def test_metrics_are_means_over_real_tokens_and_live_turns(script):
             if i in critic.reads:
                 errors, rest, returns = [], [], []
                 for e in episodes:
-                    tokens, ends = critic.encode(e, len(e.rewards))
-                    v = [*critic([tokens], [ends], len(ends))[:, 0].tolist(), 0.0]
+                    v = reference_values(critic, e, scales(episodes, args.gamma))
+                    v = [*(value.item() for value in v), 0.0]
                     errors += [r + args.gamma * v[t + 1] - v[t] for t, r in enumerate(e.rewards)]
                     turns = range(len(e.rewards))
                     to_go = [discounted(e.rewards[t:], args.gamma) for t in turns]
@@ -823,18 +854,14 @@ def test_q_critic_advantage_is_q_and_its_target_bootstraps_q(monkeypatch):
     args = make_args(collm_cc, critic_type="q", norm_adv=False)
     agents, (critic,) = make_team(collm_cc, args)
     _, episodes = play(collm_cc, agents, args)
-    live, losses = sum(len(e.rewards) for e in episodes), [0.0, 0.0, 0.0]
+    live, losses = sum(len(e.rewards) for e in episodes), [0.0, 0.0]
     for e in episodes:
-        tokens, ends = critic.encode(e, len(e.rewards))
-        hidden = critic.model(torch.tensor([tokens])).last_hidden_state[0]
-        q = [critic.head(hidden[end])[0] for end in ends]
-        for t in range(len(q)):
-            target = e.rewards[t] + (args.gamma * q[t + 1].item() if t + 1 < len(q) else 0.0)
-            losses[0] = losses[0] + args.vf_coef * (q[t] - target) ** 2 / live
+        q = reference_values(critic, e, scales(episodes, args.gamma))
         for i, agent in enumerate(agents):
             logp = log_probs(agent, [e], i=i)[:, 0]
-            losses[i + 1] = losses[i + 1] - sum(logp[t] * q[t].item() for t in range(len(q))) / live
-    expected = gradients(losses, [critic, *agents])
+            losses[i] = losses[i] - sum(logp[t] * q[t].item() for t in range(len(q))) / live
+    losses = critic_losses(episodes, critic, args) + losses
+    expected = gradients(losses, [critic] * STEPS + agents)
     seen = record_gradients(collm_cc, monkeypatch)
     run_update(collm_cc, episodes, agents, [critic], args)
     for (name, gradient), reference in zip(seen, expected, strict=True):
@@ -962,7 +989,7 @@ class Talkative(Words):
 
 
 def test_feedback_that_is_too_long_ends_that_episode_alone():
-    args = make_args(collm_cc, success=6.0)
+    args = make_args(collm_cc, success=6.0, num_turns=2)
     agents, critics = make_team(collm_cc, args)
     task = Talkative(2, 2)
     episodes = collm_cc.start_episodes([x for x in task.train for _ in range(2)], 2)
@@ -1018,7 +1045,7 @@ def test_a_row_that_the_joint_critic_can_not_read_is_named():
 
 def test_an_episode_ends_where_a_critic_has_no_room():
     """Agents read 4096 tokens, the critic of both 150, which ends longer ones."""
-    args = make_args(collm_cc, success=6.0)
+    args = make_args(collm_cc, success=6.0, num_turns=2)
     agents, critics = make_team(collm_cc, args)
     critics[0].model.config.max_position_embeddings = 150
     task = Words(2, 2)

@@ -173,7 +173,6 @@ def test_how_often_the_cpu_waits_in_an_update(script, little):
             task = Uneven(2)
             device = script.join_ranks("cuda")
             team = script.build(task, args, device)
-            team = team if isinstance(team, tuple) else (team,)  # with critics, or agents alone
             episodes = script.start_episodes(task.train[:4], 2)
             script.rollout(task, episodes, team[0], args, "rollout", 0)
             before = waits.total()
