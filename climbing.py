@@ -47,10 +47,13 @@ class Climbing(envs.Task):
 
 
 def value(policies):
-    """Expected raw reward of two independent policies: {action: probability} for each agent."""
+    """Expected raw reward of two independent policies: {action: probability} for each agent.
+
+    What lacks to a sum of 1 are answers that are no action; they earn nothing.
+    """
     one, two = policies
-    payoff = sum(one[x] * two[y] * PAYOFF[x][y] for x in ACTIONS for y in ACTIONS)
-    return (payoff - WORST) / (PAYOFF["a"]["a"] - WORST)
+    gain = sum(one[x] * two[y] * (PAYOFF[x][y] - WORST) for x in ACTIONS for y in ACTIONS)
+    return gain / (PAYOFF["a"]["a"] - WORST)
 
 
 envs.TASKS[Climbing.name] = Climbing

@@ -1,14 +1,11 @@
 """tests/explainable.py: shares of the variance of returns, by hand and on a task known by hand."""
 
 import json
-from collections import Counter
-from itertools import product
 
 import explainable
 import pytest
 import torch
 
-import climbing
 import collm_cc
 import envs
 
@@ -68,28 +65,3 @@ def test_a_decision_point_is_the_episode_as_it_was():
             start = e.turns[i].index(turn)
             frame = agent.chat.frame(copy.observations[i][-1], copy.tokens[i])
             assert copy.tokens[i] + frame == e.tokens[i][:start]
-
-
-def test_climbing_pays_what_its_table_says():
-    task = envs.make("climbing")
-    payoff = {("a", "a"): 11, ("a", "b"): -30, ("a", "c"): 0}
-    payoff |= {("b", "a"): -30, ("b", "b"): 7, ("b", "c"): 6}
-    payoff |= {("c", "a"): 0, ("c", "b"): 0, ("c", "c"): 5}
-    for actions, value in payoff.items():
-        reward, info = task.score(task.train[0], list(actions))
-        assert reward == pytest.approx((value + 30) / 41)
-        assert info["success"] == float(actions == ("a", "a")) and info["valid"] == 1.0
-        assert info["played_a"] == Counter(actions)["a"] / 2
-    assert 4 * len(task.eval) == collm_cc.Args().eval_episodes
-    for odd in ("", "d", "a b", "aa"):
-        assert task.score(task.train[0], [odd, "a"])[0] == 0.0
-
-
-def test_value_of_two_policies():
-    uniform = dict.fromkeys("abc", 1 / 3)
-    assert climbing.value([uniform, uniform]) == pytest.approx((-31 / 9 + 30) / 41)
-    one, two = {"a": 0.5, "b": 0.2, "c": 0.3}, {"a": 0.1, "b": 0.6, "c": 0.3}
-    task, total = envs.make("climbing"), 0.0
-    for x, y in product("abc", repeat=2):
-        total += one[x] * two[y] * task.score(task.train[0], [x, y])[0]
-    assert climbing.value([one, two]) == pytest.approx(total)

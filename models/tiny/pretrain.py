@@ -627,7 +627,7 @@ PLAYED += [("coding", 1), ("strbuild", 1), ("housebuild", 1)]
 AT_ONCE = 64  # episodes that are played at once
 
 
-def report(out, items=64, samples=8, part="eval", played=PLAYED):
+def report(out, items=32, samples=8, part="eval", played=PLAYED):
     """[(task, agents, what was measured)] of teams that sample at temperature 1: `samples` episodes
     of each of the first `items` of the task's part (eval, the held-out ones, or train)."""
     measured = []
