@@ -814,7 +814,8 @@ def microbatches(lengths: list[int], budget: int, group: int = 1):
             yield rows
             rows, total = [], sizes[unit]
         rows = [*rows, *range(unit * group, (unit + 1) * group)]
-    yield rows
+    if rows:
+        yield rows
 
 
 def share_prefixes(tokens: list[list[int]], turns: list[list[int]], share: float) -> torch.Tensor:
@@ -1063,10 +1064,11 @@ def critic_step(critic: Critic, episodes, rewards, live, args: Args) -> torch.Te
     rewards, values = rewards[..., :1], torch.zeros_like(rewards[..., :1])  # (T, B, 1)
     tokens, ends = zip(*[critic.encode(e, len(e.rewards)) for e in episodes], strict=True)
     _, sd = critic.scale()  # (T,)
-    num_steps = min(8, len(episodes))  # a single step an iteration would teach it too little
-    for step in range(num_steps):
-        part = range(step, len(episodes), num_steps)
+    for step in range(8):  # a single one would teach it too little
+        part = [k for k, e in enumerate(episodes) if e.number % 8 == step]
         num_live = all_sum(live[:, part].sum())
+        if num_live == 0:
+            continue
         for places in microbatches([len(tokens[k]) for k in part], args.microbatch_tokens):
             rows = [part[k] for k in places]
             v = critic([tokens[k] for k in rows], [ends[k] for k in rows], len(live))  # (T, b)

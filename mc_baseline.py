@@ -749,7 +749,8 @@ def microbatches(lengths: list[int], budget: int, group: int = 1):
             yield rows
             rows, total = [], sizes[unit]
         rows = [*rows, *range(unit * group, (unit + 1) * group)]
-    yield rows
+    if rows:
+        yield rows
 
 
 def share_prefixes(tokens: list[list[int]], turns: list[list[int]], share: float) -> torch.Tensor:
