@@ -14,7 +14,10 @@ import study
 
 
 # =========================================== protocol ===========================================
-@pytest.mark.parametrize("problem", {x for part in study.PARTS.values() for x in part}, ids=str)
+PROBLEMS = list(dict.fromkeys(x for part in study.PARTS.values() for x in part))
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_every_curve_has_ten_points_at_least(problem):
     task = envs.make(problem.task, num_turns=problem.turns)
     iterations = -(-problem.steps // (task.num_envs * task.num_turns))  # none ends early
