@@ -12,7 +12,6 @@ import envs
 import plot
 import study
 
-
 # =========================================== protocol ===========================================
 PROBLEMS = list(dict.fromkeys(x for part in study.PARTS.values() for x in part))
 
