@@ -28,6 +28,7 @@ import signal
 import sys
 import time
 import traceback
+import zipfile
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from math import comb, inf
@@ -177,6 +178,8 @@ def check_args(args) -> None:
                 raise UserError(f"{flag} at least 0")
             if name not in may_be_0 and not value > 0:
                 raise UserError(f"{flag} above 0")
+            if name in ("gamma", "gae_lambda") and value > 1:
+                raise UserError(f"{flag} at most 1")
 
 
 # ======================================== seeds and ranks ========================================
@@ -1356,10 +1359,10 @@ def save(run_dir: Path, writer, agents, models, args: Args, iteration: int, glob
 def read_checkpoint(run_dir: Path) -> dict:
     """The newest checkpoint that can be read, on the CPU."""
     for path in sorted(run_dir.glob("checkpoint_*.pt"), reverse=True):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:  # a truncated file raises any of a dozen
-            say(f"warning: {path} can not be read, falling back to the one before")
+        with contextlib.suppress(Exception):  # a damaged file raises any of a dozen
+            if zipfile.ZipFile(path).testzip() is None:  # torch does not see a bit that has flipped
+                return torch.load(path, map_location="cpu", weights_only=True)
+        say(f"warning: {path} can not be read, falling back to the one before")
     raise UserError("no checkpoint there that can be read")
 
 

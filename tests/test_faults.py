@@ -95,6 +95,18 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before(elsewhere, capsys):
         resumed(collm_cc, part)
 
 
+def test_a_damaged_checkpoint_is_seen(elsewhere, capsys):
+    """Bytes that changed on disk, within a tensor."""
+    folder = train(collm_cc, "one", total_env_steps=8, save_every=1)
+    one, two = sorted(folder.glob("checkpoint_*.pt"))
+    data = bytearray(two.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 200] = bytes(200)
+    two.write_bytes(data)
+    assert collm_cc.read_checkpoint(folder)["iteration"] == int(one.stem[-6:])
+    assert two.name in capsys.readouterr().err
+
+
 def test_a_checkpoint_of_other_arguments_is_refused(elsewhere):
     two = train(collm_cc, "two", total_env_steps=1)
     one = train(collm_cc, "one", total_env_steps=1, num_agents=1, seed=3)

@@ -341,6 +341,7 @@ BAD = [
     (collm_cc, "--temperature 1 -1", r"--temperature \[1.0, -1.0\]: must be above 0"),
     (collm_cc, "--temperature nan", r"--temperature \[nan\]: must be above 0"),
     (collm_dc, "--actor-lr -1", r"--actor-lr \[-1.0\]: must be at least 0"),
+    (collm_dc, "--gamma 1.5", r"--gamma 1.5: must be at most 1"),
     (collm_dc, "--critic-lr 0", r"--critic-lr 0.0: must be above 0"),
     (collm_dc, "--gae-lambda -0.1", r"--gae-lambda -0.1: must be at least 0"),
     (collm_dc, "--num-agents 3", r"--num-agents 3: "),
