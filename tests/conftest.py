@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads that wait for each other's cores are slow
     os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).resolve().parents[1]
+TASKS = ["tldr", "arxiv", "coding", "strbuild", "housebuild"]  # the embedded ones
 sys.path.insert(0, str(ROOT))
 
 import pytest  # noqa: E402

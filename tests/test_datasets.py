@@ -11,7 +11,7 @@ import sys
 import types
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TASKS
 
 import envs
 
@@ -74,7 +74,7 @@ def text(rng, item):
 
 
 @pytest.mark.parametrize("num_agents", [1, 2])
-@pytest.mark.parametrize("name", envs.TASKS)
+@pytest.mark.parametrize("name", TASKS)
 def test_fuzzed_datasets_and_texts(name, num_agents, tmp_path):
     rng, items, path, loaded = (
         random.Random(f"{name} {num_agents}"),
@@ -111,7 +111,7 @@ def test_fuzzed_datasets_and_texts(name, num_agents, tmp_path):
     "data", [b"\xff\xfe\x00", b"\x00" * 100, b"[" * 5000, b'{"a": 1}\n{"a": ', b"[1, 2"]
 )
 @pytest.mark.parametrize("suffix", ["jsonl", "json"])
-@pytest.mark.parametrize("name", envs.TASKS)
+@pytest.mark.parametrize("name", TASKS)
 def test_files_that_are_no_datasets(name, suffix, data, tmp_path):
     path = tmp_path / f"rows.{suffix}"
     path.write_bytes(data)
@@ -536,10 +536,10 @@ def test_rows_of_the_docs():
             task.score(item, task.observe(item))
             tried.append(name)
     assert tried == ["tldr", "arxiv", "coding", "strbuild", "housebuild", "housebuild"]
-    fields = set().union(*(task.train[0] for task in map(envs.make, envs.TASKS))) - {"place"}
+    fields = set().union(*(task.train[0] for task in map(envs.make, TASKS))) - {"place"}
     docs = "".join(sections)
     assert all(f"| `{field}`" in docs for field in fields)
     table = re.findall(r"^\| `(\w+)` \|.* (\d+) \+ (\d+) \|$", docs, re.MULTILINE)
-    tasks = [envs.make(name) for name in envs.TASKS]
+    tasks = [envs.make(name) for name in TASKS]
     counts = [(task.name, str(len(task.train)), str(len(task.eval))) for task in tasks]
     assert table == counts

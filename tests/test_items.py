@@ -9,7 +9,7 @@ import string
 from collections import Counter
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TASKS
 
 import envs
 
@@ -35,12 +35,12 @@ def rows_of(name):
 
 def test_make_items_writes_the_committed_files():
     files = make_items.files()
-    assert set(files) == {f"{name}.jsonl" for name in envs.TASKS}
+    assert set(files) == {f"{name}.jsonl" for name in TASKS}
     for name, text in files.items():
         assert (ROOT / "data" / name).read_bytes() == text.encode(), name
 
 
-@pytest.mark.parametrize("name", envs.TASKS)
+@pytest.mark.parametrize("name", TASKS)
 def test_items_are_the_rows_of_the_file(name):
     task, path = envs.make(name), ROOT / "data" / f"{name}.jsonl"
     assert (len(task.train), len(task.eval)) == COUNTS[name]
