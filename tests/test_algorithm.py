@@ -1035,7 +1035,7 @@ def test_a_row_that_is_too_long_is_named_at_the_start(place):
 def test_a_row_that_the_joint_critic_can_not_read_is_named():
     args = make_args(collm_cc)
     agents, critics = make_team(collm_cc, args)
-    critics[0].model.config.max_position_embeddings = 200
+    critics[0].model.config.max_position_embeddings = 150
     items = [{"text": "word " * 40, "place": "rows.jsonl:7"}] * 2
     for agent in agents:
         assert len(agent.chat.frame(Words().observe(items[0])[0], [])) + 32 < 150
