@@ -293,6 +293,37 @@ def test_a_task_without_envs(elsewhere):
     assert {"charts/total", "losses/value_loss/agent_2"} <= set(trained.scalars)
 
 
+def test_the_tour(tmp_path):
+    """Its commands and its program, one after the other, on a copy and with a shorter training."""
+    page = (ROOT / "docs/tour.md").read_text()
+    blocks = re.findall(r"```(bash|python)\n(.*?)```", page, re.DOTALL)
+    code = [line for _, block in blocks for line in block.splitlines() if line]
+    assert [kind for kind, _ in blocks] == ["bash", "bash", "python"]
+    assert len(code) <= 24
+    for name in (
+        "collm_dc.py",
+        "envs.py",
+        "voxels.py",
+        "sandbox.py",
+        "plot.py",
+        "study.py",
+        "climbing.py",
+    ):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("models", "data"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    for kind, block in blocks:
+        block = block.replace("--run-name tour", f"--run-name tour --device cpu {TINY}")
+        words = ["bash", "-ec", block] if kind == "bash" else ["python", "-c", block]
+        run = subprocess.run(
+            words, cwd=tmp_path, env={"PATH": path}, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr
+    assert {"tour.png", "learning_curves.png"} <= {x.name for x in tmp_path.glob("results/*")}
+    assert run.stdout.startswith("turn 0: reward ")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_code_blocks_are_python(page):
     for code in re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL):

@@ -21,6 +21,7 @@ import re
 import shutil
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -554,11 +555,13 @@ def train(args):
     start, rng = time.time(), random.Random(3)
     torch.manual_seed(0)
     chats, tests = {}, {}
-    for name, (_, count, _) in WRITERS.items():
-        task = envs.make(name)
-        chats[name] = conversations(name, task.train, int(count * args.scale), seed=1)
-        tests[name] = conversations(name, task.eval, 400, seed=2)
-        print(f"{name}: {len(chats[name])} chats, {time.time() - start:.0f} s", flush=True)
+    with ProcessPoolExecutor(args.threads) as pool:
+        for name in sorted(WRITERS, key=lambda name: name != "coding"):  # the slowest first
+            task, count = envs.make(name), int(WRITERS[name][1] * args.scale)
+            chats[name] = pool.submit(conversations, name, task.train, count, seed=1)
+            tests[name] = pool.submit(conversations, name, task.eval, 400, seed=2)
+    chats, tests = ({name: a[name].result() for name in WRITERS} for a in (chats, tests))
+    print(f"demonstrations: {time.time() - start:.0f} s", flush=True)
     some = [chat for many in chats.values() for chat in many[:8000]]
     tokenizer = make_tokenizer(message["content"] for chat in some for message in chat)
     data = {name: [encode(tokenizer, chat, rng) for chat in many] for name, many in chats.items()}
