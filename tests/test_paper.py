@@ -7,10 +7,10 @@ from importlib import import_module
 from pathlib import Path
 
 import families
-import plot
 import pytest
 
 import envs
+import plot
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/paper.md").read_text()
