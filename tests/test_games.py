@@ -8,7 +8,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
+import collm_cc
 import envs
 import voxels
 
@@ -714,3 +716,15 @@ def test_speed():
                 actions = team(item) if turn % 2 else [random_text(rng, task, item) for _ in "ab"]
                 task.feedback(item, actions, task.score(item, actions)[1], turn)
         assert (time.process_time() - start) * 10_000 / episodes < 60
+
+
+def test_sparse_rewards_come_at_the_end_alone():
+    args = collm_cc.Args(task="strbuild:sparse=30")
+    task = envs.make(args.task)
+    agents, _ = collm_cc.build(task, args, torch.device("cpu"))
+    episodes = collm_cc.start_episodes(task.train[:16], 2)
+    collm_cc.rollout(task, episodes, agents, args, "rollout", 0)
+    paid = [[reward - task.reward_shift for reward in e.rewards] for e in episodes]
+    assert {rewards[-1] for rewards in paid} == {0.0, task.max_reward}
+    assert not any(reward for rewards in paid for reward in rewards[:-1])
+    assert all(len(rewards) == 4 for rewards in paid if not rewards[-1])
