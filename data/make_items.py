@@ -243,15 +243,18 @@ def table_of(text):
     return entries
 
 
-def coding_rows():
+def coding_rows(seed=0, problems=PROBLEMS):
     """Problems on numbers and on words: prompt, entry_point, test, the number of steps as `level`,
     and the `parts` they are made of, which no agent sees; every fifth of a level is held out."""
-    rng = random.Random(0)
+    rng = random.Random(seed)
     numbers = [[rng.randint(-6, 9) for _ in range(rng.randint(3, 5))] for _ in range(INPUTS)]
     texts = [" ".join(rng.sample(WORDS, rng.randint(3, 5))) for _ in range(INPUTS)]
-    families = family_rows(rng, NUMBERS, "", numbers), family_rows(rng, TEXT, "_words", texts)
+    families = (
+        family_rows(rng, NUMBERS, "", numbers, problems),
+        family_rows(rng, TEXT, "_words", texts, problems),
+    )
     levels = {}
-    for level, count in PROBLEMS.items():
+    for level, count in problems.items():
         one, two = ([row for row in rows if row["level"] == level] for rows in families)
         smaller = min(len(two), count // 3)
         levels[level] = one[: count - smaller] + two[:smaller]
@@ -268,9 +271,9 @@ def held_out_rows(rng, levels):
     return rows
 
 
-def family_rows(rng, family, suffix, inputs):
+def family_rows(rng, family, suffix, inputs, most):
     """Problems of a family in random order, as many of each level as there can be up to its
-    number; each has inputs that tell it from all of its neighbours."""
+    number in `most`; each has inputs that tell it from all of its neighbours."""
     keeps, maps, folds = (table_of(family[key]) for key in ("keep", "map", "fold"))
     keeps.append(("", "", NO_KEEP))
     maps.append(("", "", family["parts"]["each"]))
@@ -283,7 +286,7 @@ def family_rows(rng, family, suffix, inputs):
     for problem in problems:
         keep, map_, fold = problem
         level = len(steps(family, problem))
-        if level == 0 or found[level] == PROBLEMS[level]:
+        if level == 0 or found[level] == most[level]:
             continue
         rivals = {(other, map_, fold) for other in keeps}
         rivals |= {(keep, other, fold) for other in maps}
@@ -507,12 +510,15 @@ HOUSE_LEVELS = [
 HOUSE_HP = 10
 
 
-def housebuild_rows():
-    """Different houses from huts to halls; every fifth of a level is held out."""
-    rng, levels, seen = random.Random(2), {}, set()
+def housebuild_rows(seed=2, games=LEVEL_GAMES):
+    """Different houses from huts to halls, as many of each level as there can be up to `games`;
+    every fifth of a level is held out."""
+    rng, levels, seen = random.Random(seed), {}, set()
     for number, level in enumerate(HOUSE_LEVELS, 1):
         levels[number] = []
-        while len(levels[number]) < LEVEL_GAMES:
+        for _ in range(50 * games):
+            if len(levels[number]) == games:
+                break
             row = housebuild_row(rng, level)
             if str(row["layers"]) not in seen and can_be_shared(row):
                 seen.add(str(row["layers"]))

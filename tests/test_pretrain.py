@@ -79,7 +79,20 @@ def test_private_builders_write_what_they_are_shown(name):
 
 
 def test_lone_agents_are_seen_over_all_turns():
-    chats = pretrain.conversations("strbuild", envs.make("strbuild").train, 80, seed=0)
+    chats = pretrain.conversations("strbuild", pretrain.pools("strbuild"), 80, seed=0)
     lone = [chat for chat in chats if "You are builder" not in chat[0]["content"]]
     assert len(lone) >= 3 and {len(chat) for chat in lone} & {8}
     assert any("your part" in chat[0]["content"] for chat in chats)
+
+
+@pytest.mark.parametrize("name", ["coding", "housebuild"])
+def test_demonstrations_are_of_many_items_and_of_none_that_is_held_out(name):
+    task = envs.make(name)
+    observed = {str(task.observe(item)) for _, items in pretrain.pools(name) for item in items}
+    held_out = {str(task.observe(item)) for item in task.eval}
+    assert len(observed) > 6 * len(task.train)
+    assert {str(task.observe(item)) for item in task.train} <= observed
+    assert not held_out & observed
+    if name == "coding":  # nor with other examples
+        names = {item["entry_point"] for _, items in pretrain.pools(name) for item in items}
+        assert not names & {item["entry_point"] for item in task.eval}
