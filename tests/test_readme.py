@@ -153,7 +153,7 @@ def test_commands_of_helpers_are_ones_that_they_take():
         assert tyro.cli(gradient_variance.Args, args=shlex.split(flags))
     for words in re.findall(r"python study\.py([^`]*)`", text):
         assert tyro.cli(study.Args, args=shlex.split(words))
-    for words in re.findall(r"python plot\.py([^`]*)`", text):
+    for words in re.findall(r"python plot\.py([^`\n]*)[`\n]", text):
         assert tyro.cli(plot.Args, args=shlex.split(words))
 
 
