@@ -313,12 +313,11 @@ def test_the_tour(tmp_path):
     for name in ("models", "data"):
         (tmp_path / name).symlink_to(ROOT / name)
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    env = {"PATH": path, "OMP_NUM_THREADS": "1"}
     for kind, block in blocks:
         block = block.replace("--run-name tour", f"--run-name tour --device cpu {TINY}")
         words = ["bash", "-ec", block] if kind == "bash" else ["python", "-c", block]
-        run = subprocess.run(
-            words, cwd=tmp_path, env={"PATH": path}, capture_output=True, text=True
-        )
+        run = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
     assert {"tour.png", "learning_curves.png"} <= {x.name for x in tmp_path.glob("results/*")}
     assert run.stdout.startswith("turn 0: reward ")
