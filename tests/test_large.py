@@ -122,11 +122,10 @@ def test_gradient_checkpointing_changes_only_what_is_kept(script, lora_rank, mon
     assert kept[1] < 0.5 * kept[0]
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_lora_shares_its_base_and_saves_adapters(script, elsewhere):
+def test_lora_shares_its_base_and_saves_adapters(elsewhere):
     peft = pytest.importorskip("peft")
-    args = make_args(script, lora_rank=4, dtype="float32")
-    agents, critics = make_team(script, args)
+    args = make_args(collm_dc, lora_rank=4, dtype="float32")
+    agents, critics = make_team(collm_dc, args)
     for model in [*agents, *critics]:
         trained = [name for name, p in model.named_parameters() if p.requires_grad]
         assert trained and all(".lora_" in x or x.startswith(("head.", "sums")) for x in trained)
@@ -135,7 +134,7 @@ def test_lora_shares_its_base_and_saves_adapters(script, elsewhere):
     for critic in critics:
         theirs = {p.data_ptr() for p in critic.parameters() if not p.requires_grad}
         assert theirs <= set(frozen[0])
-    folder = train_short(script, "whole", lora_rank=4, total_env_steps=1)
+    folder = train_short(collm_dc, "whole", lora_rank=4, total_env_steps=1)
     after, *_ = weights(folder)
     kinds = ".lora_", ".head.", ".sums", ".adam."
     assert after and all(any(kind in name for kind in kinds) for name in after)
@@ -233,19 +232,18 @@ def test_an_adapter_that_can_not_go_on_is_one_line(fault, trained_adapter):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_run_starts_from_the_adapters_of_another(script, elsewhere):
+def test_a_run_starts_from_the_adapters_of_another(elsewhere):
     """Also critics, which have no adapter to go on with: theirs are new, over the same base."""
     pytest.importorskip("peft")
-    first = train_short(script, "first", lora_rank=2, total_env_steps=4)
+    first = train_short(collm_cc, "first", lora_rank=2, total_env_steps=4)
     agents = [str(first / f"agent_{i}") for i in (0, 1)]
-    second = train_short(script, "second", lora_rank=2, total_env_steps=4, model=agents)
+    second = train_short(collm_cc, "second", lora_rank=2, total_env_steps=4, model=agents)
     (a, *_), (b, *_) = weights(first), weights(second)
     assert a.keys() == b.keys()
     adapters = [name for name in a if name.startswith("0.model") and ".lora_B" in name]
     assert adapters and all((a[name] != 0).any() for name in adapters)
     # One step of AdamW moves a weight by its learning rate at most
-    rate = script.Args.__dataclass_fields__["actor_lr"].default_factory()[0]
+    rate = collm_cc.Args.__dataclass_fields__["actor_lr"].default_factory()[0]
     for name in adapters:
         assert 0 < (a[name] - b[name]).abs().max() <= 1.01 * rate
     config = json.loads(Path(second, "agent_0/adapter/adapter_config.json").read_text())

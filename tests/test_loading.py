@@ -12,8 +12,6 @@ from safetensors.torch import load_file, save_file
 
 import collm_cc
 
-SCRIPTS = [collm_cc]
-
 
 @pytest.fixture
 def broken(tmp_path):
@@ -134,31 +132,28 @@ def one_line(script, monkeypatch, capfd, *flags) -> str:
     return err
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_model_that_can_not_be_used(script, fault, broken, monkeypatch, capfd):
+def test_a_model_that_can_not_be_used(fault, broken, monkeypatch, capfd):
     break_it, message = FAULTS[fault]
     break_it(broken)
-    line = one_line(script, monkeypatch, capfd, "--model", str(broken))
+    line = one_line(collm_cc, monkeypatch, capfd, "--model", str(broken))
     assert str(broken) in line
     assert len(line) < 800
     assert re.search(message, line), line
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_name_that_is_nowhere(script, monkeypatch, capfd, tmp_path):
-    line = one_line(script, monkeypatch, capfd, "--model", "nobody/knows-this")
+def test_a_name_that_is_nowhere(monkeypatch, capfd, tmp_path):
+    line = one_line(collm_cc, monkeypatch, capfd, "--model", "nobody/knows-this")
     assert line.startswith("error: --model nobody/knows-this: OSError: ")
     (tmp_path / "file").write_text("not a folder")
-    line = one_line(script, monkeypatch, capfd, "--model", str(tmp_path / "file"))
+    line = one_line(collm_cc, monkeypatch, capfd, "--model", str(tmp_path / "file"))
     assert line.startswith(f"error: --model {tmp_path}/file: ")
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_command_prints_its_one_line_alone(script, broken):
+def test_a_command_prints_its_one_line_alone(broken):
     """In a process of its own, where transformers would print a table of what is missing."""
     edit_json(broken / "config.json", num_hidden_layers=6)
-    command = [sys.executable, script.__file__, "--model", str(broken)]
+    command = [sys.executable, collm_cc.__file__, "--model", str(broken)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
