@@ -7,7 +7,7 @@ Execution needs the agents alone.
 
 What differs from the paper, and why: an episode is one token sequence per agent that only grows,
 so that one forward and one KV cache serve all turns; actions are sampled from the very
-distribution that is trained (no top-p); a minibatch of whole episodes is one gradient step.
+distribution that is trained (no top-p); an agent takes one gradient step per minibatch of episodes.
 
 CPU:      python SCRIPT.py --task coding --seed 1
 one GPU:  python SCRIPT.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct --actor-lr 5e-6 --dtype bfloat16
@@ -88,7 +88,7 @@ class Args:
     num_envs: int | None = None
     """episodes of an iteration (B); the task's own by default"""
     num_minibatches: int = 1
-    """gradient steps of an iteration, each on num_envs / num_minibatches whole episodes"""
+    """gradient steps of an agent in an iteration, each on num_envs / num_minibatches episodes"""
     microbatch_tokens: int = 2048
     """tokens, padding included, of a forward of the update: bounds memory, changes only rounding"""
     max_new_tokens: int | None = None
@@ -1133,7 +1133,7 @@ def actor_step(i: int, agent: Agent, episodes, advantages, live, args: Args):
 
 
 def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int):
-    """One gradient step of each model for each minibatch of whole episodes.
+    """One gradient step of each agent for each minibatch of whole episodes.
 
     Gives {metric: [agent]}, means over the minibatches and over the episodes of all ranks.
     """

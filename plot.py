@@ -4,7 +4,8 @@
 python plot.py
     a row for each finished run in runs/ to results/runs.csv; then, from all its rows,
     results/tables.md and the figures: study_{part}.png and study_comparisons.png of the study's
-    runs (study.py says which), learning_curves.png of others; prints the table of README.md
+    runs (study.py says which), learning_curves.png of others; prints
+    the table of the study's main part
 python plot.py csv
     runs.csv only
 python plot.py render runs/NAME

@@ -775,8 +775,8 @@ in {minutes} minutes on a part of one CPU core.
   items and, for coding and housebuild, of {fresh} more that were drawn the same way:
   {tokens} tokens, each seen once, in {steps} steps. Among the chats are lone agents
   over all their turns and, in the games, teams with private observations and with eight turns. The
-  held-out items of a task are never trained on; `climbing` has one item, and any of its actions is
-  as likely.
+  held-out items of a task are never trained on; `climbing` has one item, whose
+  demonstrations play each action equally often.
 
 | task | chats | loss on held-out answers, nats a token |
 | --- | --- | --- |
