@@ -148,8 +148,6 @@ def parse_args(args_class, argv: list[str] | None = None):
         with naming(f"--resume {args.resume}"):
             saved = json.loads(Path(args.resume, "args.json").read_text())
             saved = args_class(**{**saved, "resume": args.resume})
-            if saved.exp_name != args.exp_name:
-                raise UserError(f"is a run of {saved.exp_name}, not of {args.exp_name}")
         args = tyro.cli(args_class, args=argv, default=saved)
     check_args(args)
     return args
@@ -178,7 +176,7 @@ def check_args(args) -> None:
 # ======================================== seeds and ranks ========================================
 def rng(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
     """The random stream of one purpose: no two (seed < 2**32, purpose, numbers) share one."""
-    purposes = ["initialisation", "items", "minibatches", "rollout", "evaluation"]
+    purposes = ["initialisation", "items", "minibatches", "rollout", "evaluation", "check"]
     return np.random.default_rng([seed, purposes.index(purpose), *numbers])
 
 
@@ -247,11 +245,7 @@ def say(text: str) -> None:
 
 # ============================================ models ============================================
 def load_model(auto_class, name: str, args: Args, device: torch.device, frozen: dict):
-    """(model, tokenizer) of a Hub id or folder.
-
-    frozen: for LoRA, {(name, parameter): weight} of what was loaded before. Models of one name,
-    critics too, then share their frozen weights.
-    """
+    """(model, tokenizer) of a Hub id or folder; `frozen`: weights that LoRA models share."""
     dtype = torch.float64 if args.dtype == "float64" else torch.float32
     options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
     options["trust_remote_code"] = False
@@ -259,10 +253,11 @@ def load_model(auto_class, name: str, args: Args, device: torch.device, frozen: 
         options["experts_implementation"] = "eager"
     flag = "--model" if auto_class is AutoModelForCausalLM else "--critic-model"
     with naming(f"{flag} {name}"):
-        base, adapter = name, Path(name, "adapter")  # as Agent.export writes it
+        base = name
+        adapter = Path(name, "adapter")  # as Agent.export writes it
         if args.lora_rank and adapter.exists():
-            config = json.loads((adapter / "adapter_config.json").read_text())
-            base = config["base_model_name_or_path"]
+            saved = json.loads((adapter / "adapter_config.json").read_text())
+            base = saved["base_model_name_or_path"]
         config = AutoConfig.from_pretrained(base, trust_remote_code=False)
         model, loading = auto_class.from_pretrained(base, config=config, **options)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -274,7 +269,7 @@ def load_model(auto_class, name: str, args: Args, device: torch.device, frozen: 
             model.activation_checkpointing_enable({"use_reentrant": False})
         if args.lora_rank:
             freeze(model, args)
-            model = add_lora(model, base, adapter, args.lora_rank, frozen)
+            model = add_lora(model.to(device), base, adapter, args.lora_rank, frozen)
     model = model.to(device).eval()
     if args.dtype == "bfloat16":
         autocast(model, device)
@@ -299,9 +294,10 @@ def remove_dropout(model: nn.Module) -> None:
 
 
 def add_lora(model: nn.Module, name: str, adapter: Path, lora_rank: int, frozen: dict):
-    """Freeze a model and add LoRA adapters (2106.09685, alpha = 2 rank) to its linear layers."""
+    """Add LoRA adapters (2106.09685, alpha = 2 rank) to the linear layers of a frozen model."""
     with naming("pip install peft"):
         peft = import_module("peft")
+    # Models of one name, critics too, share one copy of what is frozen
     for parameter, weight in model.named_parameters():
         parameter = parameter.removeprefix(f"{model.base_model_prefix}.")
         weight.data = frozen.setdefault((name, parameter), weight.data)
@@ -373,16 +369,13 @@ def checkpoint_layers(model: nn.Module, on: bool) -> None:
 
 
 class Chat:
-    """How a chat template frames the turns of an episode, found by rendering marked texts.
-
-    first, later: what stands before and after the user's text in the first and in later turns.
-    eos: the ids that end a response.
-    """
+    """How a chat template frames the turns of an episode, found by rendering marked texts."""
 
     def __init__(self, tokenizer, eos: set[int]):
-        self.tokenizer, self.eos = tokenizer, eos
-        self.first = ("", "\n")
-        self.later = ("\n", "\n")
+        self.tokenizer = tokenizer
+        self.eos = eos  # the ids that end a response
+        self.first = "", "\n"  # what stands before and after the user's text in the first turn
+        self.later = "\n", "\n"  # and in later turns
         self.end = None  # the token with which the template ends a reply
         self.before_end = ""  # what it writes between a reply and that token
         self.strips = False  # whether it strips the user's text
@@ -406,7 +399,8 @@ class Chat:
         _, later = self.render("<ONE>", "<REPLY>", "<USER>").split("<REPLY>")
         before, after = later.split("<USER>")
         self.strips = "\t<USER>\t" not in self.render("\t<USER>\t")
-        ids, added = self.encode(before), self.tokenizer.added_tokens_decoder
+        ids = self.encode(before)
+        added = self.tokenizer.added_tokens_decoder
         special = [token for token in ids if token in added and added[token].special]
         ends = [token for token in ids if token in self.eos]
         ends += [token for token in special if token != self.tokenizer.bos_token_id]
@@ -457,12 +451,12 @@ class Agent(nn.Module):
         self.model, self.tokenizer = load_model(AutoModelForCausalLM, name, args, device, frozen)
         check_causal(self.name, self.model)
         eos = self.model.generation_config.eos_token_id
-        eos = set(eos) if isinstance(eos, list) else {eos}
+        eos = eos if isinstance(eos, list) else [eos]
         with naming(self.name):
             check_layers(self.model)
-            self.chat = Chat(self.tokenizer, (eos | {self.tokenizer.eos_token_id}) - {None})
-        self.shares = 0  # longest history that the update reads with others of the same o_0
-        self.split = inf  # most tokens whose logits the update makes at once
+            self.chat = Chat(self.tokenizer, {*eos, self.tokenizer.eos_token_id} - {None})
+        self.longest_shared = 0  # tokens of a history that may share a row with others of its o_0
+        self.logits_at_once = inf  # tokens whose logits the update makes at once
         self.trains = learning_rate > 0
         if not self.trains:
             freeze(self.model, args)
@@ -618,9 +612,7 @@ def prefill(agent: Agent, prompts: list[list[int]], cache: RowsCache) -> None:
     lengths = torch.tensor([len(x) for x in prompts], device=device)[:, None]  # (p, 1)
     columns = torch.arange(ids.shape[1], device=device)  # (S,)
     real = (columns < lengths).long()  # (p, S)
-    past = cache.mask
-    if past is None:
-        past = real[:, :0]  # (p, 0)
+    past = real[:, :0] if cache.mask is None else cache.mask  # (p, columns), at first none
     cache.mask = torch.cat([past, real], 1)  # (p, columns)
     seen = torch.cat([past, torch.ones_like(real)], 1)  # (p, columns)
     places = columns.minimum((lengths - 1).clamp(min=0))  # (p, S), those of padding too
@@ -689,12 +681,13 @@ def generate(agent, prompts, cache: RowsCache, uniforms: torch.Tensor):
     which asks it only now and then who has ended; what is sampled after an EOS is left out.
     """
     prompt_of = read_prompts(agent, prompts, cache)  # (B,), the prompt that a row answers
-    device, past = agent.model.device, cache.mask.shape[1]
+    device = agent.model.device
+    past = cache.mask.shape[1]
     asks_every = 16 if device.type == "cuda" else 1
     k, max_new_tokens = uniforms.shape  # the first k rows still decode
     uniforms = uniforms.to(device)  # (B, R)
     eos = torch.tensor(sorted(agent.eos), device=device)
-    positions = cache.mask.sum(1, keepdim=True)  # (B, 1), tokens so far
+    positions = cache.mask.sum(1, keepdim=True)  # (B, 1), of the first token that is read
     cache.mask = F.pad(cache.mask, (0, max_new_tokens), value=1)  # (B, past + R)
     tokens = torch.tensor([prompt[-1:] for prompt in prompts], device=device)[prompt_of]  # (B, 1)
     sampled = tokens.new_full(uniforms.shape, -1)  # (B, R)
@@ -703,7 +696,7 @@ def generate(agent, prompts, cache: RowsCache, uniforms: torch.Tensor):
         out = agent.model(
             tokens[:k],
             attention_mask=cache.mask[:k, : past + step + 1],
-            position_ids=positions[:k],
+            position_ids=positions[:k] + step,
             past_key_values=cache,
             logits_to_keep=1,
         )
@@ -712,7 +705,6 @@ def generate(agent, prompts, cache: RowsCache, uniforms: torch.Tensor):
         tokens[:k], logp = sample(logits, agent.temperature, uniforms[answered, step, None])
         sampled[answered, step] = tokens[:k, 0]
         logps[answered, step] = logp[:, 0].double()
-        positions[:k] += 1
         if (step + 1) % asks_every > 0:
             continue
         newest = sampled[answered, step + 1 - asks_every : step + 1]  # (k, asks_every)
@@ -764,7 +756,8 @@ def share_prefixes(tokens: list[list[int]], turns: list[list[int]], share: float
     token in its history; padding is -1. Where one is longer than `share`, or sharing makes more
     padding than it saves, each history has a row of its own.
     """
-    rows, longest = {}, max(map(len, tokens))
+    rows = {}
+    longest = max(map(len, tokens))
     for k, (ids, marks) in enumerate(zip(tokens, turns, strict=True)):
         start = marks.index(0) - 1
         prefix = tuple(ids[:start]) if longest <= share else k
@@ -818,9 +811,9 @@ def logprobs(model, episodes, i: int, num_turns: int, temperature: float, share=
     sampled = [torch.tensor(e.logps[i], dtype=model.dtype) for e in episodes]
     sampled = pad_sequence(sampled)[s, owner]  # (n,)
     # All that would have a GPU wait for the host is done: it gets what it computes with
-    needed = rows, keep, k, c, action, turn, owner, sampled
-    needed = [x.to(model.device, non_blocking=True) for x in needed]
-    rows, keep, k, c, action, turn, owner, sampled = needed
+    given = rows, keep, k, c, action, turn, owner, sampled
+    moved = [x.to(model.device, non_blocking=True) for x in given]
+    rows, keep, k, c, action, turn, owner, sampled = moved
     options = {}
     if len(rows) < len(episodes):  # else causal attention alone keeps the padding out
         options["attention_mask"] = shared_mask(rows[..., 2], model.dtype)
@@ -907,7 +900,8 @@ def rollout(task, episodes, agents, args: Args, purpose: str, iteration: int, cr
     shift = task.reward_shift if args.reward_shift is None else args.reward_shift
     success = task.success if args.success is None else args.success
     limit = args.max_new_tokens or task.max_new_tokens
-    readers, caches = [*agents, *critics], [RowsCache() for _ in agents]
+    readers = [*agents, *critics]
+    caches = [RowsCache() for _ in agents]
     for e in episodes:
         observe(e, task.observe(e.item))
     going = episodes
@@ -994,27 +988,29 @@ def stack_rewards(episodes: list[Episode], num_turns: int, agents):
     for k, e in enumerate(episodes):
         rewards[: len(e.rewards), k] = torch.tensor(e.rewards, dtype=torch.float64)[:, None]
         live[: len(e.rewards), k] = True
-    return rewards.to(agents[0].model.device), live.to(agents[0].model.device)
+    device = agents[0].model.device
+    return rewards.to(device), live.to(device)
 
 
 def actor_step(i: int, agent: Agent, episodes, advantages, live, args: Args):
     """One gradient step of agent i on its advantages (T, B): log pi(a_t | h_t), (T, B), metrics."""
-    num_turns, num_live = len(live), all_sum(live.sum())
+    num_turns = len(live)
+    num_live = all_sum(live.sum())
     logps = torch.zeros_like(advantages)  # (T, B)
     kl, gap, norm = torch.zeros(3, dtype=torch.float64, device=live.device)
     checkpoint_layers(agent, args.gradient_checkpointing)
     lengths = [len(e.tokens[i]) for e in episodes]
+    options = i, num_turns, agent.temperature, agent.longest_shared, agent.logits_at_once
     for rows in microbatches(lengths, args.microbatch_tokens, args.num_generations):
-        batch = [episodes[k] for k in rows], i, num_turns, agent.temperature
-        batch = *batch, agent.shares, agent.split
+        batch = [episodes[k] for k in rows]
         rows = torch.tensor(rows).to(live.device, non_blocking=True)  # (b,)
         with torch.set_grad_enabled(agent.trains):
-            logp, difference = logprobs(agent.model, *batch)  # (T, b), (n,)
+            logp, difference = logprobs(agent.model, batch, *options)  # (T, b), (n,)
         # Policy gradient: grad log pi_i(a_it | h_it) A_it, mean over live turns
         loss = -(logp * advantages[:, rows]).sum() / num_live
         if agent.reference:
             with torch.no_grad():
-                reference, _ = logprobs(agent.reference[0], *batch)  # (T, b)
+                reference, _ = logprobs(agent.reference[0], batch, *options)  # (T, b)
             # KL penalty: grad KL(pi || reference) = E[grad log pi (log pi - log reference)]
             log_ratio = logp.detach() - reference  # (T, b)
             loss = loss + args.kl_coef * (logp * log_ratio).sum() / num_live
@@ -1028,9 +1024,9 @@ def actor_step(i: int, agent: Agent, episodes, advantages, live, args: Args):
         norm += optimize(agent, args.max_grad_norm)
     num_tokens = sum(turn >= 0 for e in episodes for turn in e.turns[i])
     num_ended = sum(e.tokens[i][-1] in agent.eos for e in episodes)
-    num_tokens, num_ended, num_all = logps.new_tensor([num_tokens, num_ended, len(episodes)])
+    num_tokens, num_ended, num_episodes = logps.new_tensor([num_tokens, num_ended, len(episodes)])
     gain, total = (logps * advantages).sum(), logps.sum()
-    all_sum(kl, gap, gain, total, num_tokens, num_ended, num_all)
+    all_sum(kl, gap, gain, total, num_tokens, num_ended, num_episodes)
     return logps, {
         "losses/policy_loss": -gain / num_live,
         "losses/entropy": -total / num_tokens,  # of a token
@@ -1038,7 +1034,7 @@ def actor_step(i: int, agent: Agent, episodes, advantages, live, args: Args):
         "losses/kl": kl / num_live,
         "losses/sampling_gap": gap / num_tokens,  # mean |log-prob trained - log-prob sampled|
         "charts/response_length": num_tokens / num_live,
-        "charts/eos_rate": num_ended / num_all,  # of last responses
+        "charts/eos_rate": num_ended / num_episodes,  # of last responses
     }
 
 
@@ -1163,7 +1159,7 @@ def transcript(task, episode: Episode) -> str:
 # ==================================== checks before training ====================================
 def check_gaps(agents, gaps: list[float], dtype: str) -> None:
     """UserError if log-probs of sampled tokens differ by more than rounding in the update."""
-    tolerance = 0.1 if dtype == "bfloat16" else 1e-3
+    tolerance = 0.1 if dtype == "bfloat16" else 0.01  # TF32 keeps ten bits
     for agent, gap in zip(agents, gaps, strict=True):
         if not gap <= tolerance:
             told = f"the log-prob of a token differs by {gap:.2g}, more than {tolerance}"
@@ -1205,7 +1201,7 @@ def check_sampling(task, agents, args: Args) -> None:
             observe(e, [text[cut:] for text in task.observe(item)])
         with naming(f"{agent.name}: can not be sampled from"):
             for turn in range(min(2, task.num_turns)):
-                uniforms = 1 - rng(args.seed, "initialisation", i, turn).random((4, limit))
+                uniforms = 1 - rng(args.seed, "check", i, turn).random((4, limit))
                 act(i, agent, episodes, cache, torch.tensor(uniforms))
                 for k, e in enumerate(episodes):
                     observe(e, ["go on " * k] * len(agents))
@@ -1218,12 +1214,12 @@ def check_sampling(task, agents, args: Args) -> None:
                 _, parts = logprobs(agent.model, episodes, *options, split=1)
                 if (parts - difference).abs().max() < 3 * gap + 1e-5:
                     config = agent.model.config.get_text_config()
-                    agent.split = 2**26 // config.vocab_size  # float32 logits of 256 MB
+                    agent.logits_at_once = 2**26 // config.vocab_size  # float32 logits of 256 MB
             with contextlib.suppress(Exception):  # some read no masks but their own
                 _, difference = logprobs(agent.model, episodes[:2], *options, share=inf)
                 shares = difference.abs().mean().item() < 3 * gap + 1e-4
                 # A row of several histories has no windows
-                agent.shares = shortest_window(agent.model) if shares else 0
+                agent.longest_shared = shortest_window(agent.model) if shares else 0
 
 
 def check_lengths(task, readers, num_agents: int, limit: int) -> None:
@@ -1237,7 +1233,8 @@ def check_lengths(task, readers, num_agents: int, limit: int) -> None:
         if num_bytes + responses * num_agents < shortest - 1000:
             continue  # no token is less than a byte; a chat template writes less than 1000
         for reader in readers:
-            length, most = needed(reader, episode, responses), max_length(reader.model)
+            length = needed(reader, episode, responses)
+            most = max_length(reader.model)
             if length > most:
                 place = item.get("place", "an item")
                 told = f"first observation and {task.num_turns} responses are {length} tokens"
@@ -1267,6 +1264,7 @@ def save(run_dir: Path, writer, agents, models, args: Args, iteration: int, glob
             with replacing(folder) as temporary:
                 agent.export(temporary)
     state = {
+        "script": Path(__file__).stem,
         "args": asdict(args),
         "ranks": world_size(),
         "iteration": iteration,
@@ -1292,6 +1290,8 @@ def read_checkpoint(run_dir: Path) -> dict:
 def load_checkpoint(run_dir: Path, models, args: Args) -> tuple[int, int]:
     """Put models and optimizers back: (iteration, global_step)."""
     state = read_checkpoint(run_dir)
+    if state["script"] != Path(__file__).stem:
+        raise UserError(f"is a run of {state['script']}.py")
     # What changes only how long a run goes on, how it is watched, where and in which portions
     free = ["total_env_steps", "eval_every", "save_every", "track", "device", "resume", "run_name"]
     free += ["microbatch_tokens", "gradient_checkpointing"]
@@ -1358,8 +1358,8 @@ def log_training(writer, bar, args: Args, global_step: int, episodes, metrics, t
         memory = torch.cuda.max_memory_allocated()
     scalars["charts/peak_memory_gb"] = memory / 2**30
     scalars["time/rollout"], scalars["time/update"] = times
-    for name, value in scalars.items():
-        if writer:
+    if writer:
+        for name, value in scalars.items():
             writer.add_scalar(name, value, global_step)
     shown = {"return": scalars["charts/episodic_return"], "SPS": scalars["charts/SPS"]}
     shown["explained variance"] = scalars["losses/explained_variance"]
@@ -1369,12 +1369,13 @@ def log_training(writer, bar, args: Args, global_step: int, episodes, metrics, t
 
 def build(task, args: Args, device: torch.device):
     """The models of a team, checked: what can not work is refused here."""
-    args.num_envs, args.num_turns = args.num_envs or task.num_envs, task.num_turns
+    args.num_envs = args.num_envs or task.num_envs
+    args.num_turns = task.num_turns
     if args.num_generations == 1 and args.baseline != "none":
         raise UserError(f"--num-generations 1: must be at least 2 with --baseline {args.baseline}")
-    share = args.num_generations * args.num_minibatches * world_size()
-    if args.num_envs % share > 0:
-        told = f"must be divisible by {share}, the product of minibatches, ranks and generations"
+    divisor = args.num_generations * args.num_minibatches * world_size()
+    if args.num_envs % divisor > 0:
+        told = f"must be divisible by {divisor}, the product of minibatches, ranks and generations"
         raise UserError(f"--num-envs {args.num_envs}: {told}")
     torch.manual_seed(int(rng(args.seed, "initialisation").integers(2**32)))
     names = [args.model[i % len(args.model)] for i in range(args.num_agents)]
@@ -1422,15 +1423,13 @@ def main(args: Args) -> None:
         global_step += sum(len(e.rewards) for e in episodes)
         log_training(writer, bar, args, global_step, episodes, metrics, times)
 
-        stopping = all_sum(torch.tensor(float(len(stop)), device=device)) > 0
-        last = global_step >= args.total_env_steps or bool(stopping)
+        signals = all_sum(torch.tensor(len(stop), device=device)).item()
+        last = global_step >= args.total_env_steps or signals > 0
         if last or (args.eval_every and iteration % args.eval_every == 0):
             evaluate(task, agents, args, writer, global_step)
         if last or (args.save_every and iteration % args.save_every == 0):
             save(run_dir, writer, agents, models, args, iteration, global_step)
-    say(
-        f"the agents are in {run_dir}/agent_0 to agent_{args.num_agents - 1}, at step {global_step}"
-    )
+    say(f"the agents are in {run_dir}/agent_0 to agent_{len(agents) - 1}, at step {global_step}")
     bar.close()
     if writer:
         writer.close()

@@ -78,7 +78,7 @@ def make_team(script, args, model="models/tiny"):
     frozen, num_agents = {}, args.num_agents
     agents = [script.Agent(i, model, args, CPU, frozen) for i in range(num_agents)]
     for agent in agents:
-        agent.shares = inf
+        agent.longest_shared = inf
     reads = {collm_cc: [list(range(num_agents))], collm_dc: [[i] for i in range(num_agents)]}
     critics = [script.Critic(model, r, args, CPU, frozen) for r in reads.get(script, [])]
     for critic in critics:
@@ -319,6 +319,20 @@ def test_no_two_purposes_seeds_or_numbers_share_a_stream():
     keys = itertools.product(seeds, purposes, numbers)
     drawn = [collm_cc.rng(seed, purpose, *ns).random() for seed, purpose, ns in keys]
     assert len(set(drawn)) == len(drawn) == 280
+
+
+def test_no_two_calls_share_a_stream():
+    """With as many numbers as each purpose is given: numpy takes missing ones for zeros."""
+    given = {"initialisation": 0, "items": 1, "minibatches": 2, "rollout": 4, "evaluation": 4}
+    given["check"] = 2
+    keys = [(seed, p, ns) for seed in (0, 1) for p in given for ns in bits(given[p])]
+    drawn = [collm_cc.rng(seed, purpose, *ns).random() for seed, purpose, ns in keys]
+    assert len(set(drawn)) == len(drawn) == 2 * (1 + 2 + 4 + 16 + 16 + 4)
+
+
+def bits(n):
+    """All tuples of n zeros and ones."""
+    return itertools.product([0, 1], repeat=n)
 
 
 def on_rank(monkeypatch, rank, ranks):
@@ -766,7 +780,7 @@ def test_microbatches_change_nothing(script, monkeypatch):
     _, episodes = play(script, agents, args, items=Words().train[1:3])
     for args.microbatch_tokens, shares in [(1, inf), (500, inf), (10**9, 0)]:
         for agent in agents:
-            agent.shares = shares
+            agent.longest_shared = shares
         with monkeypatch.context() as patch:
             seen.append(record_gradients(script, patch))
             metrics.append(run_update(script, episodes, agents, critics, args))
@@ -1078,7 +1092,7 @@ def test_sampling_that_is_not_what_is_trained_is_refused(monkeypatch):
     agents, _ = make_team(collm_cc, args)
     task = Words(2, 2)
     collm_cc.check_sampling(task, agents, args)
-    assert all(agent.shares for agent in agents)
+    assert all(agent.longest_shared for agent in agents)
     original = collm_cc.sample
 
     def biased(logits, temperature, uniform):
@@ -1099,7 +1113,7 @@ def test_a_model_whose_rows_can_not_be_shared_gets_a_row_for_each(monkeypatch):
     blind = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     monkeypatch.setattr(collm_cc, "shared_mask", lambda owners, dtype: blind)
     collm_cc.check_sampling(Words(2, 2), agents, args)
-    assert not any(agent.shares for agent in agents)
+    assert not any(agent.longest_shared for agent in agents)
 
 
 def test_pass_at_k_by_hand():

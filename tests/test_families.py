@@ -150,13 +150,13 @@ def test_bfloat16_differs_by_little(name, folder_of, monkeypatch):
 
 @pytest.mark.parametrize("name", ["bloom", "falcon_alibi"])
 def test_alibi_is_not_shared(name, folder_of):
-    assert not build(folder_of(name))[2].shares
+    assert not build(folder_of(name))[2].longest_shared
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "opt", "gpt_oss"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_can_share_a_beginning_does(name, dtype, folder_of):
-    assert build(folder_of(name), dtype=dtype)[2].shares
+    assert build(folder_of(name), dtype=dtype)[2].longest_shared
 
 
 @pytest.mark.parametrize("name", WINDOWS)
@@ -164,8 +164,8 @@ def test_windows_shorter_than_a_history(name, folder_of):
     """They are there, so that these families show something: without one, log-probs differ."""
     task, args, agent, _ = build(folder_of(name), dtype="float64")
     episodes = play(task, args, agent)
-    logp, gap = collm_cc.logprobs(agent.model, episodes, 0, 2, 1.0, agent.shares)
-    assert agent.shares <= 16 and gap.abs().max() < 1e-6  # some rotate in float32
+    logp, gap = collm_cc.logprobs(agent.model, episodes, 0, 2, 1.0, agent.longest_shared)
+    assert agent.longest_shared <= 16 and gap.abs().max() < 1e-6  # some rotate in float32
     assert sum(len(e.tokens[0]) > 3 * 16 for e in episodes) > 5
     folder = Path(folder_of(name))
     config = transformers.AutoConfig.from_pretrained(folder)
@@ -195,7 +195,7 @@ def test_small_weights_hide_nothing(name, folder_of, tmp_path):
     for path in Path(folder_of(name)).glob("*token*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     if name == "bloom":
-        assert not build(str(tmp_path))[2].shares
+        assert not build(str(tmp_path))[2].longest_shared
     else:
         with pytest.raises(envs.UserError):
             build(str(tmp_path))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_cuda import fake_cuda
 from families import make_model
 from safetensors.torch import load_file, save_file
 from test_algorithm import (
@@ -134,6 +135,13 @@ def test_lora_shares_its_base_and_saves_adapters(elsewhere):
     for critic in critics:
         theirs = {p.data_ptr() for p in critic.parameters() if not p.requires_grad}
         assert theirs <= set(frozen[0])
+    with fake_cuda():
+        device = torch.device("cuda", 0)
+        weight, shared = {}, {}
+        for i in range(2):
+            agent = collm_dc.Agent(i, "models/tiny", args, device, shared)
+            weight[i] = agent.model.get_input_embeddings().weight
+        assert weight[0].is_cuda and weight[0].data_ptr() == weight[1].data_ptr()
     folder = train_short(collm_dc, "whole", lora_rank=4, total_env_steps=1)
     after, *_ = weights(folder)
     kinds = ".lora_", ".head.", ".sums", ".adam."
@@ -388,4 +396,4 @@ def test_parts_are_for_models_whose_last_layer_is_their_head(cap, tmp_path):
     args = make_args(collm_cc, model=[folder], num_agents=1)
     agent = collm_cc.Agent(0, folder, args, torch.device("cpu"), {})
     collm_cc.check_sampling(Words(1, 2), [agent], args)
-    assert agent.split == (2**26 // 4096 if cap is None else inf)
+    assert agent.logits_at_once == (2**26 // 4096 if cap is None else inf)

@@ -413,14 +413,16 @@ def test_without_a_network_the_hub_client_does_not_log_each_retry(monkeypatch, c
 
 
 def test_resume_refuses_other_arguments_and_other_scripts(elsewhere):
-    folder = str(train_short(collm_cc, "first", total_env_steps=1, seed=3))
-    with pytest.raises(envs.UserError, match="is a run of collm_cc, not of collm_dc"):
-        collm_dc.parse_args(collm_dc.Args, ["--resume", folder])
+    name = {"exp_name": "mine"}  # a label, which says nothing of the script
+    folder = str(train_short(collm_cc, "first", total_env_steps=1, seed=3, **name))
+    with pytest.raises(envs.UserError, match=r"--resume .*: is a run of collm_cc\.py$"):
+        collm_dc.main(collm_dc.parse_args(collm_dc.Args, ["--resume", folder]))
     flags = ["--resume", folder, "--seed", "4", "--gamma", "0.5"]
     with pytest.raises(envs.UserError, match="has other values of seed, gamma"):
         collm_cc.main(collm_cc.parse_args(collm_cc.Args, flags))
     args = collm_cc.parse_args(collm_cc.Args, ["--resume", folder, "--total-env-steps", "9"])
     assert (args.seed, args.num_envs, args.total_env_steps) == (3, 4, 9)
+    assert args.exp_name == "mine"
     told = r"runs/first: give another --run-name, or --resume it: .* exists"
     with pytest.raises(envs.UserError, match=told):
         train_short(collm_cc, "first")
