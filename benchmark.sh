@@ -45,6 +45,12 @@ one() { # SCRIPT TASK SEED [FLAG ...]: one run, skipped, resumed or new; returns
   name=${task}__${script}__$seed
   [[ -z ${flags// /} ]] || name+=__$(sed -E 's/[^A-Za-z0-9.]+/-/g; s/^-|-$//g' <<<"$flags")
   log=runs/$name.log
+  mkdir -p runs
+  exec 9>>"$log" # held, and locked, as long as the run goes on
+  if command -v flock >/dev/null && ! flock -n 9; then
+    echo "busy    $name"
+    return
+  fi
   if finished "$name"; then
     echo "skip    $name"
     return
@@ -56,7 +62,8 @@ one() { # SCRIPT TASK SEED [FLAG ...]: one run, skipped, resumed or new; returns
   if compgen -G "runs/$name/checkpoint_*.pt" >/dev/null; then
     command+=(--resume "runs/$name")
   else # nothing to go on with
-    rm -rf "runs/$name" "$log"
+    rm -rf "runs/$name"
+    : >"$log"
   fi
   echo "start   ${command[*]}"
   echo "+ $(git describe --always --dirty 2>/dev/null || echo unknown) ${command[*]}" >>"$log"
@@ -104,8 +111,8 @@ study() {
   lines=$("$PYTHON" study.py $PART ${STEPS:+--steps $STEPS})
   for seed in $SEEDS; do
     sed -E "s/^([^ ]+ [^ ]+)/\\1 $seed/" <<<"$lines" | play || failed=1
-    "$PYTHON" plot.py csv
-    for run in runs/*__"$seed"__*eval-every*; do
+    "$PYTHON" plot.py csv || failed=1
+    for run in runs/*__"$seed"__*total-env-steps-*-eval-every-*; do
       ! finished "${run#runs/}" || rm -f "$run"/checkpoint_*.pt
     done
   done

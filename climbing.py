@@ -1,5 +1,5 @@
 """The climbing game (Claus and Boutilier, AAAI 1998), written as text: a task of one state whose
-values are known by hand, so a control of the study. All critics see the same, so none can win.
+values are known by hand, so a control of the study. CC and DC see the same, so neither can win.
 
     python climbing.py collm_cc --seed 1     # any of the three scripts, with its flags
 

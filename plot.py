@@ -23,9 +23,11 @@ permutation test of it, corrected by Holm for all comparisons that were written 
 level: the first crossing, linear between evaluations; a run that never does takes longer than any.
 """
 
+import contextlib
 import csv
 import itertools
 import json
+import os
 import textwrap
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -45,7 +47,7 @@ import study
 
 ROOT = Path(__file__).resolve().parent
 # What does not change what is learned
-NOT_A_SETTING = ["seed", "run_name", "resume", "device", "track", "save_every"]
+NOT_A_SETTING = ["seed", "run_name", "resume", "device", "track", "save_every", "eval_every"]
 NOT_A_SETTING += ["microbatch_tokens", "gradient_checkpointing"]
 TEAM = {"collm_cc": "CoLLM-CC", "collm_dc": "CoLLM-DC", "mc_baseline": "MAGRPO"}
 ALONE = {"collm_cc": "AC (CC)", "collm_dc": "AC (DC)", "mc_baseline": "GRPO"}  # --num-agents 1
@@ -103,7 +105,10 @@ class Run:
     @property
     def finished(self):
         """Whether it was evaluated at its last step, and saved after that if it saves at all."""
-        saved = [path.stat().st_mtime for path in self.path.glob("checkpoint_*")]
+        saved = []
+        for path in self.path.glob("checkpoint_*.pt"):
+            with contextlib.suppress(FileNotFoundError):  # a run that goes on has removed it
+                saved.append(path.stat().st_mtime)
         steps, _ = self.curve(self.metric)
         if not len(steps) or steps[-1] < self.args["total_env_steps"]:
             return False
@@ -180,9 +185,10 @@ def settings(run):
     defaults = {}
     if (ROOT / f"{script}.py").exists():
         defaults = asdict(import_module(script).Args())
-    if "num_envs" in defaults:  # None is the task's own, which args.json has
-        task = import_module("climbing").envs.TASKS.get(kind(run.args["task"]))
-        defaults["num_envs"] = getattr(task, "num_envs", None)
+    task = import_module("climbing").envs.TASKS.get(kind(run.args["task"]))
+    for name in ("num_envs", "num_turns"):
+        if name in defaults:  # None is the task's own, which args.json has
+            defaults[name] = getattr(task, name, None)
     changed = {}
     for name, value in run.args.items():
         if name in ("task", "exp_name") or name in NOT_A_SETTING:
@@ -426,18 +432,23 @@ def pair_table(cells):
 
 
 def level_table(cells):
-    """Median env steps to fixed scores; where half of the runs never get there, more than all."""
+    """Median env steps to fixed scores; where half of the runs never get there, more than all.
+
+    Level: the score at which the methods of a problem are compared.
+    """
     lines = []
     for problem, methods in cells.items():
+        finals = np.concatenate([study.ends(rows)[1] for rows in methods.values()])
         for name, rows in methods.items():
-            line = [problem.title, name]
+            line = [problem.title, name, study.common_level(finals)]
             for level in study.LEVELS:
                 steps = np.array([study.steps_to(*study.curve(row), level) for row in rows])
                 middle = np.median(steps)  # inf where fewer than half of the runs are known
                 told = f"{middle:.0f}" if middle < np.inf else f"> {problem.steps}"
                 line.append(f"{told} ({np.isfinite(steps).sum()}/{len(steps)})")
             lines.append(line)
-    return table(["task", "method", *(f"score {level}" for level in study.LEVELS)], lines)
+    levels = [f"score {level}" for level in study.LEVELS]
+    return table(["task", "method", "level", *levels], lines)
 
 
 def critic_table(groups):
@@ -563,7 +574,7 @@ def write_csv(runs, path):
     columns = {}  # a dict, to keep their order
     for row in rows:
         columns |= dict.fromkeys(row)
-    partial = path.with_suffix(".tmp")
+    partial = path.with_suffix(f".{os.getpid()}.tmp")  # two sweeps may write at once
     with partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()

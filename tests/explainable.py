@@ -111,17 +111,21 @@ def explainable(task, agents, args):
 
 def shares(found):
     """{measure: share} of {turn: returns (decision points, samples)}."""
-    # Of few samples the variance within is unbiased, the one over all is nearly so
-    within = torch.cat([returns.var(1) for returns in found.values()]).mean()
-    pooled = torch.cat([returns.flatten() for returns in found.values()])
-    counts = torch.tensor([returns.numel() for returns in found.values()]).double()
-    by_turn = torch.stack([returns.flatten().var() for returns in found.values()])
+    weights = torch.tensor([len(returns) for returns in found.values()]).double()
+    weights = weights / weights.sum()
+    within = torch.stack([returns.var(1).mean() for returns in found.values()])
+    total = []  # means of m samples vary by 1/m of what is within, which counts once
+    for returns, inner in zip(found.values(), within):
+        total.append(returns.mean(1).var() + inner * (1 - 1 / returns.shape[1]))
+    total = torch.stack(total)
+    means = torch.stack([returns.mean() for returns in found.values()])
+    between_turns = (weights * (means - (weights * means).sum()) ** 2).sum()
+    mean_within, mean_total = (weights * within).sum(), (weights * total).sum()
     out = {
-        "share": 1 - within / pooled.var(),
-        "within_turns": 1 - within / ((by_turn * counts).sum() / counts.sum()),
+        "share": 1 - mean_within / (mean_total + between_turns),
+        "within_turns": 1 - mean_within / mean_total,
     }
-    for turn, returns in found.items():
-        out[f"turn_{turn}"] = 1 - returns.var(1).mean() / returns.flatten().var()
+    out |= {f"turn_{turn}": 1 - x / y for turn, x, y in zip(found, within, total)}
     return {name: round(float(value), 3) for name, value in out.items()}
 
 

@@ -130,8 +130,11 @@ def weights(script, episodes, agents, critics, num_turns: int, args: Args):
     args = copy.copy(args)
     args.norm_adv, args.num_minibatches = True, 1
     stubs = {"normalise": keep_advantages, "actor_step": keep_order, "optimize": stay}
+    critics = copy.deepcopy(critics)
+    for critic in critics or []:  # their values are as fitted: the batch's own returns do not scale them
+        critic.learn_scale = lambda *_: None
     with mock.patch.multiple(script, **stubs):
-        metrics = script.update(episodes, agents, copy.deepcopy(critics), num_turns, args, 0)
+        metrics = script.update(episodes, agents, critics, num_turns, args, 0)
     order = torch.tensor(places).argsort()
     explained = metrics["losses/explained_variance"]
     return {norm: x[:, order] for norm, x in kept.items()}, sum(explained) / len(explained)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ if __name__ == "__main__":
     args = asdict(Args(steps)) | {"exp_name": exp_name, "task": flags["--task"]}
     args["seed"] = int(flags["--seed"])
     run.mkdir(parents=True, exist_ok=True)
+    time.sleep(float(os.environ.get("SLOW", 0)))
     (run / "args.json").write_text(json.dumps(args))
     writer = EventFileWriter(str(run))
     for step, score in ((0, 10.0), (steps, 50.0)):
@@ -67,12 +69,19 @@ def project(tmp_path):
     return tmp_path
 
 
-def sweep(project, *words, **variables):
+def start(project, *words, **variables):
     env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     env |= {"PYTHON": sys.executable} | variables
     sizes = ["SCRIPTS=collm_cc collm_dc", "TASKS=coding"]
     command = ["bash", str(project / "benchmark.sh"), *sizes, *words]
-    return subprocess.run(command, env=env, capture_output=True, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=env, text=True, **pipes)
+
+
+def sweep(project, *words, **variables):
+    process = start(project, *words, **variables)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def rows(project):
@@ -111,6 +120,21 @@ def test_sweep_reports_failures_skips_what_is_done_and_resumes(project):
     assert (project / "results/learning_curves.png").exists()
 
 
+@pytest.mark.skipif(not shutil.which("flock"), reason="two sweeps at once need flock")
+def test_a_run_that_another_sweep_plays_is_left_alone(project):
+    words = "SEEDS=1", "SCRIPTS=collm_cc", "JOBS=1"
+    first = start(project, *words, SLOW="6")
+    folder = project / "runs/coding__collm_cc__1"
+    while not folder.exists() and first.poll() is None:
+        time.sleep(0.05)
+    second = sweep(project, *words)
+    assert second.returncode == 0 and f"busy    {folder.name}" in second.stdout
+    out, err = first.communicate()
+    assert first.returncode == 0 and f"done    {folder.name}" in out, out + err
+    assert folder.with_suffix(".log").read_text().count("\n+ ") == 0
+    assert len(rows(project)) == 1
+
+
 def test_quick_and_other_flags_are_runs_of_their_own(project):
     run = sweep(project, "quick", "JOBS=2", "QUICK_STEPS=20", "ARGS=--num-agents 1")
     assert run.returncode == 0, run.stdout + run.stderr
@@ -132,7 +156,7 @@ def test_options_of_a_task_are_in_the_name_of_its_runs(project):
 def test_a_study_is_what_study_py_lists(project):
     """Its part control, played by climbing.py: one fails, one was stopped, and both go on."""
     ours, _, failed, last = (study.run_name(study.CLIMBING, x, 2) for x in study.METHODS)
-    other = project / "runs/coding__collm_cc__2"
+    other = project / "runs/coding__collm_cc__2__eval-every-5"
     for folder in (other, project / "runs" / ours):
         folder.mkdir(parents=True)
         (folder / "checkpoint_000001.pt").write_text("")

@@ -11,18 +11,19 @@ import envs
 
 
 def test_shares_by_hand():
-    # Two decision points of means 1 and 5, variances 2 and 2; all four: mean 3, variance 20 / 3.
+    # Two decision points of means 1 and 5, variances 2 and 2: means have variance 8, half of the
+    # variance within counts twice.
     one_turn = {0: torch.tensor([[0.0, 2.0], [4.0, 6.0]])}
     found = explainable.shares(one_turn)
-    assert found["turn_0"] == found["share"] == pytest.approx(1 - 2 / (20 / 3), abs=1e-3)
+    assert found["turn_0"] == found["share"] == pytest.approx(1 - 2 / 9, abs=1e-3)
     # A second turn of returns that are known: turn 1 is all known, turn 0 as before.
     both = one_turn | {1: torch.tensor([[7.0, 7.0], [9.0, 9.0]])}
     found = explainable.shares(both)
     assert found["turn_1"] == 1.0
-    pooled = torch.tensor([0.0, 2, 4, 6, 7, 7, 9, 9]).var().item()
-    assert found["share"] == pytest.approx(1 - 1.0 / pooled, abs=1e-3)
-    of_turns = (20 / 3 + 4 / 3) / 2
+    of_turns = (9 + 2) / 2
     assert found["within_turns"] == pytest.approx(1 - 1.0 / of_turns, abs=1e-3)
+    between = 2.5**2  # means of the turns: 3 and 8
+    assert found["share"] == pytest.approx(1 - 1.0 / (of_turns + between), abs=1e-3)
 
 
 def test_own_share_by_hand():
@@ -35,6 +36,17 @@ def test_a_known_share_is_found():
     known = torch.randn(4000, 1, generator=stream)
     returns = known + 3 * torch.randn(4000, 8, generator=stream)
     assert explainable.shares({0: returns})["share"] == pytest.approx(0.1, abs=0.01)
+
+
+def test_few_decision_points_do_not_bias_it():
+    stream = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(2000):
+        returns = torch.randn(5, 1, generator=stream) + torch.randn(5, 4, generator=stream)
+        inner = returns.var(1).mean()
+        found.append((inner, inner / (1 - explainable.shares({0: returns})["turn_0"])))
+    within, total = torch.tensor(found).mean(0)
+    assert within == pytest.approx(1, abs=0.05) and total == pytest.approx(2, abs=0.07)
 
 
 def test_later_rewards_count_less():

@@ -123,6 +123,13 @@ def test_advantages_are_those_of_the_scripts_which_stay_as_they_were():
     # V from TD errors and from returns: A = r + gamma V' - V, or G - V
     values = returns - found["CoLLM-CC, lambda 1"][False]
     assert values.std() > 0
+    # Which the batch's own returns are no part of, or they would be no baseline without bias
+    paid = copy.deepcopy(episodes)
+    paid[0].rewards[0] += 1
+    more = returns.clone()
+    more[0, 0] += 1
+    again = weights_of("CoLLM-CC, lambda 1", paid, agents, critics, args)[False]
+    assert torch.allclose(more - again, values)
     following = torch.cat([values[1:], torch.zeros_like(values[:1])])
     assert torch.allclose(found["CoLLM-CC"][False], rewards + args.gamma * following - values)
     for both in found.values():

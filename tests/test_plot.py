@@ -34,7 +34,8 @@ def make_run(
     """A run folder; events are 10 s apart."""
     args = asdict(import_module(script).Args())
     task = envs.TASKS[changes.get("task", "coding").partition(":")[0]]
-    args |= {"num_envs": task.num_envs, "total_env_steps": 128} | changes  # as main fills it in
+    filled = {"num_envs": task.num_envs, "num_turns": task.num_turns}  # as main fills them in
+    args |= filled | {"total_env_steps": 128} | changes
     path = folder / name
     path.mkdir(parents=True, exist_ok=True)
     (path / "args.json").write_text(json.dumps(args))
@@ -269,9 +270,20 @@ def test_nothing_to_show_is_one_line(tmp_path, changes):
         plot.main(plot.Args(runs=tmp_path, results=tmp_path, **changes))
 
 
+def test_a_checkpoint_that_was_not_finished_is_none(tmp_path):
+    path = make_run(tmp_path, "a")
+    assert plot.read_run(path).finished
+    whole, begun = path / "checkpoint_000001.pt", path / "checkpoint_000002.pt.tmp"
+    whole.write_text("")
+    os.utime(whole, (0, 0))  # older than the last evaluation
+    begun.write_text("")
+    assert not plot.read_run(path).finished
+
+
 def test_what_the_task_fills_in_is_no_setting(tmp_path):
     run = plot.read_run(make_run(tmp_path, "a", task="strbuild"))
     assert run.args["num_envs"] == 16 != envs.Task.num_envs
+    assert run.args["num_turns"] == 4 != envs.Task.num_turns
     assert plot.settings(run) == {"total_env_steps": 128}
     assert "num_envs" in plot.settings(
         plot.read_run(make_run(tmp_path, "b", task="strbuild", num_envs=64))

@@ -116,16 +116,24 @@ def exact_p(*pairs):
 def test_p_values_against_all_permutations():
     a, b = [5.0, 6, 7, 9], [1.0, 2, 6, 3]
     c, d = [2.0, 2, 4], [1.0, 2, 2]
-    assert study.permutation_p(a, b) == pytest.approx(exact_p((a, b)), abs=0.01)
-    both = exact_p((a, b), (c, d))
-    assert study.permutation_p(a, b, c, d) == pytest.approx(both, abs=0.01)
-    assert study.permutation_p(b, a) == pytest.approx(exact_p((a, b)), abs=0.01)  # two-sided
-    assert study.permutation_p([1.0] * 3, [1.0] * 3) == 1.0
+    assert study.permutation_p(a, b) == pytest.approx(exact_p((a, b)))
+    both = exact_p((a, b), (c, d))  # of 16 and of 9 pairs
+    assert study.permutation_p(a, b, c, d) == pytest.approx(both)
+    assert study.permutation_p(b, a) == pytest.approx(exact_p((a, b)))  # two-sided
+    assert study.permutation_p([1.0] * 3, [1.0] * 3) == pytest.approx(1.0)
+
+
+def test_p_value_from_a_table():
+    """Ten against ten, 89 of 100 pairs won: U = 11 or less has 193 of the 184756 ways."""
+    a, b = [*range(10, 20)], [*range(8), 10.5, 20.5]
+    wins = study.improvement(a, b)
+    assert wins == pytest.approx(0.89)
+    assert study.permutation_p(a, b) == pytest.approx(2 * 193 / 184756)
 
 
 def test_p_values_of_no_difference_are_uniform():
     rng = np.random.default_rng(1)
-    found = [study.permutation_p(*rng.random((4, 10)), draws=500) for _ in range(400)]
+    found = [study.permutation_p(*rng.random((4, 10))) for _ in range(400)]
     assert np.mean(np.array(found) < 0.05) < 0.09
     assert np.mean(found) == pytest.approx(0.5, abs=0.05)
 
@@ -155,12 +163,12 @@ def test_common_level_is_one_that_half_of_all_runs_reach():
 @pytest.mark.parametrize(
     ("p", "improved", "differed", "expected"),
     [
-        (0.01, (0.6, 0.9), (0.1, 0.2), "CoLLM-CC ends higher"),
-        (0.01, (0.1, 0.4), (-0.2, -0.1), "CoLLM-CC ends lower"),
-        (0.06, (0.6, 0.9), (0.1, 0.2), "open"),
-        (0.01, (0.5, 0.9), (0.1, 0.2), "open"),
-        (0.9, (0.2, 0.8), (-0.04, 0.03), "alike"),
-        (0.9, (0.2, 0.8), (-0.06, 0.03), "open"),
+        (0.01, (0.6, 0.9), [(0.1, 0.2)], "CoLLM-CC ends higher"),
+        (0.01, (0.1, 0.4), [(-0.2, -0.1)], "CoLLM-CC ends lower"),
+        (0.06, (0.6, 0.9), [(0.1, 0.2)], "open"),
+        (0.01, (0.5, 0.9), [(0.1, 0.2)], "open"),
+        (0.9, (0.2, 0.8), [(-0.04, 0.03), (0.01, 0.02)], "alike"),
+        (0.9, (0.2, 0.8), [(-0.06, 0.03), (0.01, 0.02)], "open"),
     ],
 )
 def test_what_counts_as_shown(p, improved, differed, expected):
@@ -210,7 +218,7 @@ def test_comparisons_of_known_runs():
     dc = outcomes["games", "CoLLM-DC"]
     assert dc.difference[0] == pytest.approx(0.2)
     assert dc.higher == (1.0, 1.0, 1.0)
-    assert dc.p == pytest.approx(len(study.COMPARISONS) / 20001)
+    assert dc.p == pytest.approx(len(study.COMPARISONS) * 2 / 184756**2)
     assert dc.verdict == "CoLLM-CC ends higher"
     rloo = outcomes["games", "MC rloo"]
     # 45 of 100 pairs are won and 10 tied; on housebuild 36 and 9
@@ -219,6 +227,15 @@ def test_comparisons_of_known_runs():
     assert outcomes["strbuild, 4 turns", "CoLLM-DC"].verdict == "CoLLM-CC ends higher"
     assert outcomes["coding", "MAGRPO"].verdict == "not run yet"
     assert outcomes["all five tasks", "MAGRPO"].verdict == "not run yet"  # three are missing
+
+
+def test_problems_that_differ_in_opposite_ways_are_not_alike():
+    """Pooled they cancel: CC 20 points above on one, 20 below on the other."""
+    rows = make_rows(climbs(80, 60), study.TLDR) + make_rows(climbs(40, 60), study.ARXIV)
+    outcomes = {(x.group, x.other): x for x in study.compare(study.find(rows))}
+    found = outcomes["writing", "CoLLM-DC"]
+    assert found.difference[0] == pytest.approx(0) and found.higher[0] == 0.5
+    assert found.verdict == "open"
 
 
 def test_no_verdict_before_all_seeds():
@@ -279,14 +296,12 @@ def test_tables_and_figures_of_a_study(tmp_path, capsys):
     assert line_of(lines, "main", "MAGRPO", "MC rloo")[4].startswith("0.500 [")
     found = line_of(lines, "writing", "CoLLM-CC", "MC rloo")
     assert found[3] == "10" and found[5] == "1.000 [1.000, 1.000]"
-    assert (
-        found[6] == f"{len(study.COMPARISONS) / 20001:.4f}" and found[8] == "CoLLM-CC ends higher"
-    )
+    assert found[6] == "0.0000" and found[8] == "CoLLM-CC ends higher"
     assert line_of(lines, "climbing", "CoLLM-CC", "MAGRPO")[8] == "not run yet"
     levels = line_of(lines, "coding", "CoLLM-CC", below="sample efficiency")
-    assert "(10/10)" in levels[5] and levels[6] == "> 6144 (0/10)"
+    assert levels[2] == "70" and "(10/10)" in levels[6] and levels[7] == "> 6144 (0/10)"
     levels = line_of(lines, "coding", "MC rloo", below="sample efficiency")
-    assert levels[5] == "> 6144 (0/10)" and "(10/10)" in levels[4]
+    assert levels[6] == "> 6144 (0/10)" and "(10/10)" in levels[5]
     for name in ("main", "horizon", "control", "comparisons"):
         assert (tmp_path / f"study_{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "learning_curves.png").exists()  # of seeds that are no part of the study
