@@ -185,9 +185,9 @@ def settings(run):
     defaults = {}
     if (ROOT / f"{script}.py").exists():
         defaults = asdict(import_module(script).Args())
-    task = import_module("climbing").envs.TASKS.get(kind(run.args["task"]))
-    for name in ("num_envs", "num_turns"):
-        if name in defaults:  # None is the task's own, which args.json has
+    if "num_envs" in defaults:  # None is the task's own, which args.json has
+        task = import_module("climbing").envs.TASKS.get(kind(run.args["task"]))
+        for name in ("num_envs", "num_turns"):
             defaults[name] = getattr(task, name, None)
     changed = {}
     for name, value in run.args.items():

@@ -131,7 +131,7 @@ def weights(script, episodes, agents, critics, num_turns: int, args: Args):
     args.norm_adv, args.num_minibatches = True, 1
     stubs = {"normalise": keep_advantages, "actor_step": keep_order, "optimize": stay}
     critics = copy.deepcopy(critics)
-    for critic in critics or []:  # their values are as fitted: the batch's own returns do not scale them
+    for critic in critics or []:  # the batch's own returns do not scale its values
         critic.learn_scale = lambda *_: None
     with mock.patch.multiple(script, **stubs):
         metrics = script.update(episodes, agents, critics, num_turns, args, 0)
