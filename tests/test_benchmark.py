@@ -128,7 +128,7 @@ def test_a_run_that_another_sweep_plays_is_left_alone(project):
     while not folder.exists() and first.poll() is None:
         time.sleep(0.05)
     second = sweep(project, *words)
-    assert second.returncode == 0 and f"busy    {folder.name}" in second.stdout
+    assert f"busy    {folder.name}" in second.stdout and "done" not in second.stdout
     out, err = first.communicate()
     assert first.returncode == 0 and f"done    {folder.name}" in out, out + err
     assert folder.with_suffix(".log").read_text().count("\n+ ") == 0
