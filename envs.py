@@ -366,11 +366,8 @@ class Coding(Task):
         that have no other."""
         train, held_out = super().load(dataset)
         items = [*train, *held_out]
-        said = [
-            f"{item['place']}: left out, {why}"
-            for item in items
-            for why in item.pop("left_out", [])
-        ]
+        notes = [(item["place"], why) for item in items for why in item.pop("left_out", [])]
+        said = [f"{place}: left out, {why}" for place, why in notes]
         if said:
             print(*said, f"{dataset}: {len(said)} tests are left out", sep="\n", file=sys.stderr)
         splits = [list(filter(self.has_tests, split)) for split in (train, held_out)]
@@ -468,11 +465,13 @@ class Coding(Task):
 
     def notes_on_tests(self, result, said):
         """How many tests passed, and two that did not. said: what the agents wrote; an error that
-        is of their words would be a word to the teammate."""
+        is of their words, or may be put together of them, would be a word to the teammate."""
+        raises = re.search(r"\b(?:raise|assert)\b", said)
         notes = [f"Passed {result['passed']} of {result['total']} tests."]
         failures = sorted(result["failures"], key=lambda failure: len(failure[0]))
         for test, error in failures[:2]:
-            if error.partition(": ")[2] in said:
+            told = raises and not error.startswith("AssertionError: got ")
+            if told or error.partition(": ")[2] in said:
                 error = error.split(":")[0]
             test = test.removeprefix("assert ")
             error = error.removeprefix("AssertionError: ")
@@ -661,20 +660,18 @@ class StrBuild(Game):
         `palette` can be short of the best."""
         target = self.plan(item).design
         blocks = {block for ids in self.palettes(item) for block in ids}
-        needs = dict.fromkeys(grid.keys() - target, "air")
         want = {cell: grid[cell] for cell in target if cell in grid}
         for cell in sorted(target, key=voxels.reading_order):
             near = {voxels.texture(want[c]) for c in voxels.neighbours(cell) if c in want}
             if cell not in want or voxels.texture(want[cell]) in near:
                 used = Counter(want.values())
                 ranks = [(voxels.texture(block) in near, used[block], block) for block in blocks]
-                needs[cell] = want[cell] = min(ranks)[-1]
+                want[cell] = min(ranks)[-1]
         if any(self.alike(want)):
             pair = list({voxels.texture(block): block for block in sorted(blocks)}.values())
             want = {(x, y, z): pair[(x + y) % min(2, len(pair))] for x, y, z in target}
-            needs = dict.fromkeys(grid.keys() - target, "air")
-            needs |= {cell: block for cell, block in want.items() if grid.get(cell) != block}
-        return needs
+        changed = {cell: block for cell, block in want.items() if grid.get(cell) != block}
+        return changed | dict.fromkeys(grid.keys() - target, "air")
 
     def alike(self, grid):
         """Whether the cells of a touching pair have one texture, for all pairs, each twice."""
@@ -763,13 +760,7 @@ class HouseBuild(Game):
 
 
 # ======================================== all tasks ========================================
-TASKS = {
-    "tldr": Tldr,
-    "arxiv": Arxiv,
-    "coding": Coding,
-    "strbuild": StrBuild,
-    "housebuild": HouseBuild,
-}
+TASKS = {task.name: task for task in (Tldr, Arxiv, Coding, StrBuild, HouseBuild)}
 
 
 def make(name, num_agents=2, num_turns=None, dataset=None, eval_dataset=None):

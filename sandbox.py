@@ -50,7 +50,9 @@ from typing import NamedTuple
 # ========================================= syntax trees =========================================
 def syntax_tree(code):
     """(syntax tree, "") of `code`, or (None, the error in one line)."""
-    warnings.filterwarnings("ignore", module="<response>")  # safe in threads, unlike a context
+    quiet = "ignore", None, Warning, re.compile("<response>"), 0
+    if quiet not in warnings.filters:  # to add a filter makes all warnings new, that were told
+        warnings.filterwarnings("ignore", module="<response>")  # safe in threads, unlike a context
     try:
         return ast.parse(code, "<response>"), ""
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -480,7 +482,8 @@ def is_sketch(function):
 
     def is_empty(node):
         constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        refusal = isinstance(node, ast.Raise) and "NotImplemented" in ast.unparse(node)
+        raised = names_read(node) if isinstance(node, ast.Raise) else set()
+        refusal = bool(raised & {"NotImplemented", "NotImplementedError"})
         return constant or refusal or isinstance(node, ast.Pass)
 
     return all(map(is_empty, function.body))
@@ -667,11 +670,11 @@ def without_idle(code):
 
     def is_idle(node):
         if isinstance(node, ast.AnnAssign):  # "Input: n = 4"
-            return node.value is None or ast.unparse(node.target).istitle()
+            return node.value is None or getattr(node.target, "id", "").istitle()
         if isinstance(node, ast.Assign):  # "Sum = n(n+1)/2"
             calls = [part.func for part in ast.walk(node.value) if isinstance(part, ast.Call)]
             strange = any(isinstance(f, ast.Name) and f.id not in known for f in calls)
-            return strange and ast.unparse(node.targets[0]).istitle()
+            return strange and getattr(node.targets[0], "id", "").istitle()
         if not isinstance(node, ast.Expr) or isinstance(node.value, ast.Constant):
             return False
         call = node.value
@@ -832,7 +835,8 @@ class Wire:
         for kind, letter in Wire.LETTERS.items():
             if issubclass(cls, kind):
                 return letter
-        raise CannotPass(f"cannot pass a {cls.__name__}")
+        name = "class of its own" if cls.__module__ == "program" else cls.__name__
+        raise CannotPass(f"cannot pass a {name}")
 
     @staticmethod
     def encode(value, depth=DEPTH):
@@ -845,7 +849,8 @@ class Wire:
         if letter in Wire.ATOMS:
             return letter + Wire.ATOMS[letter][1](value)
         parts = Wire.CONTAINERS[letter][1](value)
-        items = itertools.islice(parts, Wire.LIMIT // 4)  # an iterator may have no end
+        # An iterator may have no end; more items than this, at 4 bytes or more, can not pass
+        items = itertools.islice(parts, Wire.LIMIT // 4)
         return [letter, *(Wire.encode(item, depth - 1) for item in items)]
 
     @staticmethod
@@ -1265,6 +1270,7 @@ class Worker:
     def run(self, sock):
         """A program: the first message loads it, each other one is a call."""
         sock.sendall(b"+")
+        random.seed(0)  # so that a program that draws has the same verdict each time
         self.answer(sock, self.load)
         while True:
             self.answer(sock, self.entry)
@@ -1338,11 +1344,11 @@ class Sandbox:
         self.answered = False  # whether a call of this test had one
         self.raised = set()  # names of the classes of exceptions that its calls raised
         self.changes = []  # (argument, what a call made of it)
-        return self
 
     def start(self):
         """A new process that has loaded the program; sets `broken` if there cannot be one."""
         ready = False
+        begin = time.monotonic()
         try:
             if not self.has_zygote():
                 self.spawn()
@@ -1351,8 +1357,9 @@ class Sandbox:
                 socket.send_fds(self.control, [b"+"], [theirs.fileno()])
             self.sock.settimeout(self.patience)
             ready = self.sock.recv(1) == b"+"
+            self.end += time.monotonic() - begin  # the zygote's time is not the program's
             self.ask((self.source, self.entry), {})
-        except (Exception, SandboxFailure) as error:
+        except (Exception, SandboxFailure, CannotPass) as error:
             self.broken = one_line(error)
             self.sandbox_error |= self.control is None or not ready
 
@@ -1777,8 +1784,8 @@ def run_tests(problem, aux, main, call_seconds=math.inf, seconds=10.0):
     """
     entry = problem["entry_point"]
     head, candidate, around, check = plan(problem["prompt"], entry, problem["test"])
-    begin = time.monotonic()
     sandbox = Sandbox.pool.get()
+    begin = time.monotonic()
     try:
         sandbox.open(f"{head}\n{aux}\n{main}\n", entry, call_seconds, seconds)
         tests = Tests(sandbox)
@@ -1789,8 +1796,11 @@ def run_tests(problem, aux, main, call_seconds=math.inf, seconds=10.0):
         space = {**space, candidate: sandbox}
         results = [(step, tests.failure(step, space)) for step in check]
     finally:
-        sandbox.stop()
-        Sandbox.pool.put(sandbox)
+        try:
+            sandbox.stop()
+        finally:  # or the pool runs dry, and a later program waits for ever
+            sandbox_error = sandbox.sandbox_error  # before another thread has the sandbox
+            Sandbox.pool.put(sandbox)
     results = [(step.source, error) for step, error in results if step.is_test]
     failures = [(source, error) for source, error in results if error]
     return {
@@ -1799,5 +1809,5 @@ def run_tests(problem, aux, main, call_seconds=math.inf, seconds=10.0):
         "failures": failures,
         "error": failures[0][1] if failures else "",
         "seconds": time.monotonic() - begin,
-        "sandbox_error": sandbox.sandbox_error,
+        "sandbox_error": sandbox_error,
     }

@@ -140,12 +140,15 @@ import copy, math
 from math import inf, nan
 reference = {{}}
 exec({solution!r}, reference)
+def near(found, wanted):
+    if isinstance(wanted, (list, tuple)):
+        alike = type(found) is type(wanted) and len(found) == len(wanted)
+        return alike and all(isinstance(x, float) for x in wanted) and all(map(near, found, wanted))
+    both_nan = found != found and wanted != wanted
+    return both_nan or math.isclose(found, wanted, rel_tol=1e-7, abs_tol={tolerance})
 def same(found, inputs):
     wanted = reference[{entry!r}](*copy.deepcopy(inputs))
-    if isinstance(wanted, float):
-        both_nan = found != found and wanted != wanted
-        return both_nan or math.isclose(found, wanted, rel_tol=1e-7, abs_tol={tolerance})
-    return found == wanted
+    return found == wanted or (isinstance(wanted, (float, list, tuple)) and near(found, wanted))
 def check(candidate):
 """
 

@@ -88,7 +88,8 @@ def source_text(row, *names):
     if isinstance(text, list) and all(isinstance(sentence, str) for sentence in text):
         text = " ".join(text)
     ok = isinstance(text, str) and text.strip()
-    need(ok, names[0], f"must be a string that is not blank, not {text!a:.40}")
+    name = next((name for name in names if row.get(name) is not None), names[0])
+    need(ok, name, f"must be a string that is not blank, not {text!a:.40}")
     if "<S>" in text:
         text = " ".join(text.replace("<S>", " ").replace("</S>", " ").split())
     return text
@@ -294,7 +295,7 @@ def csv_value(cell):
         with contextlib.suppress(*unreadable):
             value = ast.literal_eval(cell)
             return value if isinstance(value, (list, dict, bool)) else cell
-    return cell
+    return cell or None  # empty: missing, as pandas writes it
 
 
 def hub_rows(name, split):

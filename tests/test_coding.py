@@ -456,6 +456,12 @@ def test_feedback_passes_on_no_message_that_an_agent_wrote(task):
     told = task.feedback(ITEM, [aux, MAIN], info, 0)
     assert reward == 1.5
     assert all("(ValueError)" in text and "take half" not in text for text in told)
+    # Nor one that was put together, or that stands in the name of a class
+    together = "def aux(n):\n    raise ValueError('main, ' + 'take half')\n    return n"
+    named = "class take_half: pass\ndef aux(n): return n\ndef f(n): return take_half()"
+    for team in ([together, MAIN], ["def aux(n): return n", named]):
+        told = task.feedback(ITEM, team, task.score(ITEM, team)[1], 0)
+        assert all("half" not in text.split("Failed")[1] for text in told), told
     odd = "def f(n):\n    return aux(n) + None"
     told = task.feedback(ITEM, [AUX, odd], task.score(ITEM, [AUX, odd])[1], 0)
     assert all(
@@ -554,6 +560,7 @@ def test_never_raises(task):
         "<think>" * 2000,
     ]
     texts += deep + ["def f(n):\n    return " + text for text in deep]
+    texts += ["def aux(n):\n    raise x" + ".b" * 500]  # which parses, but is deep to walk
     stub = {"passed": 0, "total": 2, "error": "", "failures": [], "sandbox_error": False}
     real, envs.run_tests = (
         envs.run_tests,
@@ -899,6 +906,21 @@ def test_a_field_of_a_wrong_kind_is_named(tmp_path, row, field):
         envs.make("coding", dataset=path)
     message = str(error.value)
     assert message.startswith(f"{path}:2: field '{field}' ") and "\n" not in message
+
+
+def test_floats_in_lists_may_differ_by_rounding(task):
+    """As EvalPlus compares them: numpy.allclose, with a relative tolerance of 1e-7."""
+    row = {**PLUS, "canonical_solution": "    return [x[0] / 3, 1e9]\n"}
+    item = task.parse({**row, "base_input": [[[1]]], "plus_input": [[[2]]]})
+    for code, passed in {
+        "[x[0] / 3 + 1e-9, 1e9 + 1]": 2,
+        "[x[0] / 3 + 1e-3, 1e9]": 0,
+        "(x[0] / 3, 1e9)": 0,
+        "[x[0] / 3]": 0,
+        "['a', 'b']": 0,
+    }.items():
+        result = sandbox.run_tests(item, "", f"def half(x):\n    return {code}")
+        assert (result["passed"], result["total"]) == (passed, 2), code
 
 
 def test_infinite_inputs(task):

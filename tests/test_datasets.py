@@ -230,6 +230,14 @@ def test_csv(tmp_path):
         refused("tldr", path, said)
 
 
+def test_an_empty_cell_of_csv_is_missing(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('prompt,post\n,one post\n"two",\n')
+    task = envs.make("tldr", dataset=path)
+    texts = str([task.observe(item) for item in [*task.train, *task.eval]])
+    assert "one post" in texts and "two" in texts
+
+
 def test_csv_as_pandas_writes_it(tmp_path):
     path = tmp_path / "a.CSV"
     tests = ["assert f(1) == '1'", 'assert f("a") == "a"']

@@ -432,6 +432,14 @@ def test_observations():
     assert "turns" not in envs.StrBuild(num_turns=1).observe(item)[0]
 
 
+def test_a_right_cell_is_not_called_wrong():
+    """A cell between two others, of which each has one of the two textures that there are."""
+    item = STR.train[0] | {"rows": ["##.#", "#..."], "blocks": [["oak_planks"], ["white_concrete"]]}
+    grid = {(0, 1, 0): "oak_planks", (1, 1, 0): "oak_planks"}
+    grid |= {(0, 0, 0): "white_concrete", (3, 1, 0): "white_concrete"}
+    assert STR.needs(item, grid) == {(1, 1, 0): "white_concrete"}
+
+
 def test_perfect_feedback_repairs_any_build():
     rng = random.Random(3)
     for item in STR.train[:100]:

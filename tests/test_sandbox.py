@@ -104,6 +104,19 @@ def test_humaneval_empty_solutions_fail():
     assert all(r["passed"] < r["total"] and r["error"] for r in results)
 
 
+def test_a_program_that_draws_has_one_verdict():
+    main = "import random\ndef f(x): return x + 1 + (random.random() < 0.5)"
+    results = [sandbox.run_tests(SUCCESSOR, "", main)["passed"] for _ in range(12)]
+    assert len(set(results)) == 1
+
+
+def test_a_source_that_can_not_pass_runs_nothing():
+    main = "def f(x): return x + 1\n" + "#" * (sandbox.Wire.LIMIT + 1)
+    result = sandbox.run_tests(SUCCESSOR, "", main)
+    assert result["passed"] == 0 and result["error"] and not result["sandbox_error"]
+    assert {error for _, error in result["failures"]} == {result["error"]}
+
+
 def test_result_of_partly_right_program():
     main = "def f(x): return aux(x) if x < 5 else [aux][x]"
     result = sandbox.run_tests(SUCCESSOR, "def aux(x): return x + 1", main)

@@ -11,7 +11,6 @@ ones. Held-out items only measure. To add a task, write its writer and name it i
 """
 
 import argparse
-import ast
 import functools
 import json
 import math
@@ -67,9 +66,8 @@ def rows_of(name):
         more = make_items.coding_rows(seed=10, problems=PROBLEMS)
     elif name == "housebuild":
         more = make_items.housebuild_rows(seed=12, games=HOUSES)
+    known = {identity(row) for row in rows}
     own = [row for row in rows if not row.pop("held_out", False)]
-    held_out = {identity(row) for row in rows} - {identity(row) for row in own}
-    known = {identity(row) for row in own} | held_out
     return own, [row for row in more if identity(row) not in known]
 
 
@@ -742,19 +740,13 @@ def well_formed(task, agent, actions, info):
         return task.tokens[0] <= len(text.split()) <= task.tokens[1] and text[-1] in ".?!"
     if task.name == "coding":
         defined = info["aux_defined"], info["main_defined"]
-        return parses(text) and all(defined if task.num_agents == 1 else [defined[agent]])
+        return envs.sandbox.parses(text) and all(
+            defined if task.num_agents == 1 else [defined[agent]]
+        )
     if task.name == "climbing":
         return text in climbing.ACTIONS
     run, other = info["counts"][agent]
     return run > 0 and other == 0
-
-
-def parses(text):
-    """Whether a text is Python as it stands."""
-    try:
-        return ast.parse(text) is not None
-    except (SyntaxError, ValueError):
-        return False
 
 
 CARD = """---
