@@ -187,16 +187,16 @@ class Bounds(NamedTuple):
     """Limits of a ratio, and between which values it is best."""
 
     low: float
-    best: float
-    last: float
+    first_best: float
+    last_best: float
     high: float
 
     def share(self, ratio):
         """1 where the ratio is best, falling to 0 at the limits, negative beyond."""
-        rising = (ratio - self.low) / (self.best - self.low)
-        if ratio <= self.last:
+        rising = (ratio - self.low) / (self.first_best - self.low)
+        if ratio <= self.last_best:
             return min(1.0, rising)
-        return min(1.0, rising, (self.high - ratio) / (self.high - self.last))
+        return min(1.0, rising, (self.high - ratio) / (self.high - self.last_best))
 
 
 HINTS = (  # what is wrong with the text that has more, or less, than fits the other
@@ -219,8 +219,8 @@ class Writing(Task):
     max_reward = success = 3.0
     weights = (0.5, 1.0, 0.5, 1.0)  # best reward of levels 1 to 4
     also = ()  # other names, in published data, of the row's field
-    style, overlap = 0.4, 0.6  # weights in level 4
-    kind, more_kinds = 0.4, 0.05  # style of one kind of transitions, and for each more
+    style_weight, overlap_weight = 0.4, 0.6  # in level 4
+    first_kind, further_kind = 0.4, 0.05  # style of kinds of transitions
     joint_style = False  # transitions count in both texts, or in text 2 alone
 
     def parse(self, row):
@@ -249,12 +249,12 @@ class Writing(Task):
         jaccard = len(one & two) / len(one | two) if one or two else 1.0
         styled = (" ".join(texts) if self.joint_style else texts[1]).lower()
         found = [name for name, pattern in TRANSITIONS.items() if pattern.search(styled)]
-        style = min(1.0, self.kind + self.more_kinds * (len(found) - 1)) if found else 0.0
-        fewest, most = self.tokens
+        style = min(1.0, self.first_kind + self.further_kind * (len(found) - 1)) if found else 0.0
+        fewest, most = self.token_limits
         shares = [1.0 if fewest <= min(tokens) and max(tokens) <= most else -1.0]
         shares += [self.bounds[name].share(value) for name, value in ratios.items()]
-        overlap = min(jaccard / self.jaccard, 1.0)
-        shares.append(self.style * style + self.overlap * overlap)
+        overlap = min(jaccard / self.most_jaccard, 1.0)
+        shares.append(self.style_weight * style + self.overlap_weight * overlap)
         reached = itertools.takewhile(lambda share: share >= 0, shares)
         levels = [*reached, 0.0, 0.0, 0.0, 0.0][:4]
         reward = sum(weight * level for weight, level in zip(self.weights, levels))
@@ -276,11 +276,11 @@ class Writing(Task):
     def hint(self, info, i):
         """What is wrong first with text i (1 or 2)."""
         if not info["level_1"]:
-            fewest, most = self.tokens
+            fewest, most = self.token_limits
             return f"has {info[f'tokens_{i}']:.0f} words; each text needs {fewest} to {most}"
         for name, larger, smaller in HINTS:
-            below = info[name] < self.bounds[name].best
-            if below or info[name] > self.bounds[name].last:
+            below = info[name] < self.bounds[name].first_best
+            if below or info[name] > self.bounds[name].last_best:
                 return f"{larger if below == (i == 1) else smaller} next to the other"
         return "fits the other; use more kinds of transition words and more words of the source"
 
@@ -301,7 +301,7 @@ class Tldr(Writing):
     `post` and `content`."""
 
     name, fields, also = "tldr", ("prompt",), ("post", "content")
-    tokens, jaccard = (8, 256), 0.03
+    token_limits, most_jaccard = (8, 256), 0.03
     bounds = {
         "length_ratio": Bounds(1.1, 1.6, 3.2, 5.0),
         "unique_ratio": Bounds(1.3, 2.0, math.inf, math.inf),
@@ -322,7 +322,7 @@ class Arxiv(Writing):
 
     name, fields, also = "arxiv", ("abstract",), ("abstract_text",)
     max_new_tokens = 384
-    tokens, jaccard, joint_style = (128, 256), 0.23, True
+    token_limits, most_jaccard, joint_style = (128, 256), 0.23, True
     bounds = {
         "length_ratio": Bounds(0.8, 1.3, 1.6, 2.0),
         "unique_ratio": Bounds(0.5, 0.7, 1.3, 1.7),
@@ -417,7 +417,8 @@ class Coding(Task):
         reward = 0.4 * has_aux + 0.6 * has_main
 
         result = {"passed": 0, "total": 0, "error": error, "failures": [], "sandbox_error": False}
-        if runs := has_main and tree is not None:
+        runs = has_main and tree is not None
+        if runs:
             result = run_tests(item, aux, main)
         share = result["passed"] / max(1, result["total"])
         reward += (0.5 + share) * runs
@@ -425,7 +426,8 @@ class Coding(Task):
         use = sandbox.Use(calls=False, wraps=False, wastes=False)
         if entry := sandbox.definitions(tree, name):
             use = sandbox.use_of(entry[-1], "aux")
-        if helped := share > 0 and sandbox.is_defined(helper, "aux"):
+        helped = share > 0 and sandbox.is_defined(helper, "aux")
+        if helped:
             reward += 0.5 * use.calls + 1.0 * (use.calls and not use.wraps) - 0.5 * use.wastes
         info = {
             "score": 100.0 * reward / self.max_reward,

@@ -1,5 +1,6 @@
 """Runs the building commands of a text on a grid {(x, y, z): block}, y upwards, and puts a grid
-into few words. Known to envs.py alone, whose games are rewarded for what stands there in the end.
+into few words. Known to envs.py, whose games are rewarded for what stands there in the end, and to
+the scripted builders of models/tiny.
 
 A text is what a model wrote, so that anything may be in it; all of this takes time linear in its
 length. What is no command, or none that is allowed, is skipped (docs/tasks.md has the rules).

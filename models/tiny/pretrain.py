@@ -737,7 +737,8 @@ def well_formed(task, agent, actions, info):
     """Whether an answer is what its role calls for, however little it fits the teammate's."""
     text = actions[agent]
     if task.name in ("tldr", "arxiv"):
-        return task.tokens[0] <= len(text.split()) <= task.tokens[1] and text[-1] in ".?!"
+        fewest, most = task.token_limits
+        return fewest <= len(text.split()) <= most and text[-1] in ".?!"
     if task.name == "coding":
         defined = info["aux_defined"], info["main_defined"]
         return envs.sandbox.parses(text) and all(
