@@ -1,12 +1,14 @@
 """The scripted demonstrations that models/tiny learns from: what they say, how often it fits."""
 
 import importlib.util
+import json
 import random
 import re
 
 import pytest
 import torch
 from conftest import ROOT
+from safetensors.torch import load_file
 
 import envs
 
@@ -97,3 +99,13 @@ def test_demonstrations_are_of_more_items_and_of_none_that_is_held_out(name):
     if name == "coding":  # nor with other examples
         names = {item["entry_point"] for _, items in pretrain.pools(name) for item in items}
         assert not names & {item["entry_point"] for item in task.eval}
+
+
+def test_the_card_says_what_facts_say():
+    folder = ROOT / "models" / "tiny"
+    facts = json.loads((folder / "facts.json").read_text())
+    head, _, tail = pretrain.card(facts, []).partition("Teams of it")
+    committed = (folder / "README.md").read_text()
+    assert head and committed.startswith(head)
+    assert str(sum(x.numel() for x in load_file(folder / "model.safetensors").values())) in head
+    assert tail

@@ -18,6 +18,7 @@ import os
 import random
 import re
 import shutil
+import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -615,7 +616,10 @@ def train(args):
     model = new_model(tokenizer)
     everything = [chat for many in data.values() for chat in many]
     steps = fit(model, everything, rng, args)
-    facts = {"parameters": model.num_parameters(), "vocabulary": len(tokenizer)}
+    commit = ["git", "describe", "--always", "--dirty"]
+    told = subprocess.run(commit, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    facts = {"commit": told or "unknown"}
+    facts |= {"parameters": model.num_parameters(), "vocabulary": len(tokenizer)}
     facts["tokens"] = sum(len(ids) for ids, _ in everything)
     facts["fresh"] = sum(len(rows_of(name)[1]) for name in ("coding", "housebuild"))
     facts |= {"scale": args.scale, "threads": args.threads, "steps": steps}
@@ -758,8 +762,8 @@ license: mit
 
 A Llama of {parameters} parameters that speaks the format of the tasks in `envs.py` and has agreed
 with its teammate on little: the start from which the scripts of this repository learn. Built by
-`python models/tiny/pretrain.py --scale {scale} --threads {threads}` from nothing,
-in {minutes} minutes on a part of one CPU core.
+`python models/tiny/pretrain.py --scale {scale} --threads {threads}` of commit {commit}, from
+nothing, in {minutes} minutes on a CPU.
 
 - Model: 4 layers, 2 heads of width 64, hidden size 128, tied embeddings, float32. Tokenizer:
   byte-level BPE of {vocabulary} tokens with a chat template; `<|end|>` ends a message and is the
