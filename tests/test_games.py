@@ -727,7 +727,7 @@ def test_speed():
 
 
 def test_sparse_rewards_come_at_the_end_alone():
-    args = collm_cc.Args(task="strbuild:sparse=30")
+    args = collm_cc.Args(task="strbuild:sparse=60")
     task = envs.make(args.task)
     agents, _ = collm_cc.build(task, args, torch.device("cpu"))
     episodes = collm_cc.start_episodes(task.train[:16], 2)
