@@ -257,7 +257,7 @@ def test_rows_as_they_are_published():
     assert arxiv.parse({"abstract": "As\n it  is."}) == {"abstract": "As\n it  is."}
     with pytest.raises(envs.UserError, match=r"'abstract' is missing \(or abstract_text\).*'text'"):
         arxiv.parse({"text": "x"})
-    with pytest.raises(envs.UserError, match="field abstract: must be a string"):
+    with pytest.raises(envs.UserError, match="field abstract_text: must be a string"):
         arxiv.parse({"abstract_text": ["One.", None]})
 
 
