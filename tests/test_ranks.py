@@ -5,9 +5,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,10 @@ import torch
 from kill_and_resume import metrics, state
 from test_algorithm import make_args, make_team, parameters_of, play, run_update
 from test_faults import resumed
+from test_scripts import ROOT, train
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.run import main as torchrun
 
 import collm_cc
 import collm_dc
@@ -33,14 +34,38 @@ def team_update(script, episodes):
     return parameters_of([*agents, *critics]), learned
 
 
-def run_rank(rank, port, path, played):
-    ranks = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank}
-    ranks |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in ranks.items()}
+def run_rank(played):
     torch.set_num_threads(1)
+    rank = collm_dc.rank()
     assert collm_dc.join_ranks("auto").type == "cpu"
     assert collm_dc.gather([rank, rank]) == [0, 0, 1, 1]
-    torch.save(list(map(team_update, KINDS, played)), f"{path}/{rank}.pt")
+    return list(map(team_update, KINDS, played))
+
+
+@pytest.fixture
+def launch():
+    """A function: what another one gives on two ranks, which torchrun's agent forks from here."""
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT
+    handlers = {n: signal.getsignal(n) for n in numbers}
+    options = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "max_restarts": 0}
+    config = LaunchConfig(1, 1, nproc_per_node=2, start_method="fork", **options)
+    yield lambda function, *given: elastic_launch(config, function)(*given)
+    for n, handler in handlers.items():
+        signal.signal(n, handler)
+
+
+def test_two_ranks_make_the_update_of_one(launch):
+    teams = [(script, make_args(script, max_new_tokens=8)) for script in KINDS]
+    played = [play(script, make_team(script, args)[0], args)[1] for script, args in teams]
+    alone = list(map(team_update, KINDS, played))
+    found = launch(run_rank, played)
+    assert found.keys() == {0, 1}
+    for rank in found:
+        for (expected, told), (weights, learned) in zip(alone, found[rank], strict=True):
+            for p, q in zip(expected, weights, strict=True):
+                torch.testing.assert_close(p, q, rtol=0, atol=1e-9)
+            for name, values in told.items():
+                assert learned[name] == pytest.approx(values, rel=1e-9, abs=1e-12), name
 
 
 def free_port():
@@ -49,74 +74,57 @@ def free_port():
         return s.getsockname()[1]
 
 
-def test_two_ranks_make_the_update_of_one(tmp_path):
-    teams = [(script, make_args(script)) for script in KINDS]
-    played = [play(script, make_team(script, args)[0], args)[1] for script, args in teams]
-    given = (free_port(), str(tmp_path), played)
-    ranks = torch.multiprocessing.spawn(run_rank, given, nprocs=2, join=False)
-    alone = list(map(team_update, KINDS, played))
-    while not ranks.join():
-        pass
-    for rank in (0, 1):
-        found = torch.load(tmp_path / f"{rank}.pt")
-        for (expected, told), (weights, learned) in zip(alone, found, strict=True):
-            for p, q in zip(expected, weights, strict=True):
-                torch.testing.assert_close(p, q, rtol=0, atol=1e-9)
-            for name, values in told.items():
-                assert learned[name] == pytest.approx(values, rel=1e-9, abs=1e-12), name
-
-
-def torchrun(folder, model, *flags):
-    """A run of two processes in float64, of a model whose layers compute in it throughout."""
-    for name in ("models", "data", "envs.py", "sandbox.py", "collm_dc.py"):
-        if Path(name).exists() and not (folder / name).exists():
-            (folder / name).symlink_to(Path(name).resolve())
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    command += [f"--master-port={free_port()}", "collm_dc.py", "--save-every", "1"]
-    command += "--task tldr --num-envs 4 --eval-episodes 4 --max-new-tokens 8".split()
-    command += ["--dtype", "float64", "--model", model, *flags]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, cwd=folder, env=env, text=True, **pipes)
-
-
 def newest(folder):
     return max(folder.glob("checkpoint_*.pt"))
 
 
-def test_torchrun_trains_ends_with_a_dead_rank_and_resumes(tmp_path, other_model, monkeypatch):
-    folder = tmp_path / "runs/a"
-    flags = ["--run-name", "a", "--total-env-steps", "100000"]
-    process = torchrun(tmp_path, other_model, *flags)
-    try:
-        while not (folder / "checkpoint_000001.pt").exists() and process.poll() is None:
-            time.sleep(0.1)
-        ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(ranks[1]), signal.SIGKILL)
-        output = process.communicate(timeout=60)[0]
-        assert process.returncode != 0 and "SIGKILL" in output, output
-        assert output.count("held-out at step 0") == 1, output
-    finally:
-        process.kill()
-    shutil.copytree(folder, tmp_path / "runs/b")
-    total = torch.load(newest(folder))["global_step"] + 8
-    flags = ["--resume", "runs/a", "--total-env-steps", str(total)]
-    process = torchrun(tmp_path, other_model, *flags)
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, output
+# In float64, of a model whose layers compute in it throughout
+FLAGS = {"task": "tldr", "max_new_tokens": 8, "save_every": 1, "dtype": "float64"}
+
+
+def run_until_a_rank_dies(model):
+    """Rank 1 is killed once rank 0 has saved its first iteration."""
+    torch.set_num_threads(1)
+    draw = collm_dc.draw_items
+
+    def die(items, n, seed, iteration):
+        if collm_dc.rank() == 1 and iteration == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return draw(items, n, seed, iteration)
+
+    collm_dc.draw_items = die
+    train(collm_dc, "a", **FLAGS, model=[model], total_env_steps=100000)
+
+
+def test_a_dead_rank_ends_the_run_which_torchrun_and_one_rank_resume(
+    launch, elsewhere, other_model, monkeypatch, capfd
+):
+    folder = Path("runs/a")
+    with pytest.raises(ChildFailedError, match="SIGKILL"):
+        launch(run_until_a_rank_dies, other_model)
+    assert capfd.readouterr().err.count("held-out at step 0") == 1
+    shutil.copytree(folder, "runs/b")
+    total = torch.load(newest(folder))["global_step"] + 4
+
+    # As a user does it: torchrun starts and ends processes
+    for name in ("data", "envs.py", "sandbox.py", "collm_dc.py"):
+        Path(name).symlink_to(ROOT / name)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    flags = ["--nproc-per-node=2", f"--master-port={free_port()}", "collm_dc.py"]
+    torchrun([*flags, "--resume", "runs/a", "--total-env-steps", str(total)])
+    output = capfd.readouterr().err
     assert output.count(f"held-out at step {total}") == 1 and f"at step {total}" in output
     saved = torch.load(newest(folder))
     assert saved["global_step"] == total and saved["ranks"] == 2
-    assert len(list((tmp_path / "runs").iterdir())) == 2
+    assert len(list(Path("runs").iterdir())) == 2
 
     # One rank goes on as two do, but for rounding: episodes are seeded by their number
-    monkeypatch.chdir(tmp_path)
     resumed(collm_dc, Path("runs/b"), total_env_steps=total)
-    two, one = state(folder), state(tmp_path / "runs/b")
+    two, one = state(folder), state(Path("runs/b"))
     assert two.keys() == one.keys()
     for name, value in two.items():
         torch.testing.assert_close(one[name], value, rtol=0, atol=1e-7, msg=name)
-    two, one = metrics(folder), metrics(tmp_path / "runs/b")
+    two, one = metrics(folder), metrics(Path("runs/b"))
     for tag in two:
         found = [float(value) for _, value in one[tag]]
         expected = [float(value) for _, value in two[tag]]
