@@ -1,6 +1,7 @@
 """What larger models need: adapters over one shared base, a KL penalty, recomputed activations."""
 
 import json
+import shutil
 import sys
 from collections import Counter
 from math import inf
@@ -54,6 +55,7 @@ def test_kl_penalty_equals_a_naive_reference(script, lora_rank, monkeypatch):
     if lora_rank:
         pytest.importorskip("peft")
     flags = {"lora_rank": lora_rank, "num_generations": 2, "microbatch_tokens": 300}
+    flags["max_new_tokens"] = 8
     args = make_args(script, kl_coef=0.3, **flags)
     agents, critics = make_team(script, args)
     nudge(agents)
@@ -66,10 +68,11 @@ def test_kl_penalty_equals_a_naive_reference(script, lora_rank, monkeypatch):
         ratios = []
         for e in episodes:
             ids = torch.tensor([e.tokens[i]])
-            mine, start = (m(ids).logits[0].log_softmax(-1) for m in (agent.model, base))
-            ratio = mine - start.detach()
+            mine, base_logp = (m(ids).logits[0].log_softmax(-1) for m in (agent.model, base))
+            ratio = mine - base_logp.detach()
             spans = responses(e, i)
-            ratios += [sum(ratio[p - 1, e.tokens[i][p]] for p in range(*span)) for span in spans]
+            for start, end in spans:
+                ratios.append(ratio[range(start - 1, end - 1), e.tokens[i][start:end]].sum())
         kl.append(sum(ratios).item() / live)
         loss = 0.3 * sum(0.5 * x**2 for x in ratios) / live
         trained = [p for p in agent.parameters() if p.requires_grad]
@@ -96,7 +99,8 @@ def test_gradient_checkpointing_changes_only_what_is_kept(script, lora_rank, mon
         pytest.importorskip("peft")
     seen, kept, episodes = [], [], None
     for on in (False, True):
-        args = make_args(script, gradient_checkpointing=on, lora_rank=lora_rank, num_generations=2)
+        flags = {"lora_rank": lora_rank, "num_generations": 2, "max_new_tokens": 8}
+        args = make_args(script, gradient_checkpointing=on, **flags)
         agents, critics = make_team(script, args)
         nudge([*agents, *critics])
         if episodes is None:
@@ -159,9 +163,11 @@ def test_lora_shares_its_base_and_saves_adapters(elsewhere):
 
 def test_lora_resumes_exactly(elsewhere):
     pytest.importorskip("peft")
-    whole = train_short(collm_cc, "whole", lora_rank=4, total_env_steps=8)
-    part = train_short(collm_cc, "part", lora_rank=4, total_env_steps=4)
-    resumed = train_short(collm_cc, "part", lora_rank=4, total_env_steps=8, resume=str(part))
+    flags = {"lora_rank": 4, "total_env_steps": 8, "save_every": 1}
+    whole = train_short(collm_cc, "whole", **flags)
+    part = Path(shutil.copytree(whole, "runs/part"))
+    max(part.glob("checkpoint_*.pt")).unlink()
+    resumed = train_short(collm_cc, "part", **flags, resume=str(part))
     (a, *_), (b, *_) = weights(whole), weights(resumed)
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
