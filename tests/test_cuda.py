@@ -1,5 +1,6 @@
 """Whole runs on a pretended GPU, which refuses what CUDA would, equal those on the CPU."""
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def make_args(script, name: str, device: str, **changes):
     options = {
         "model": ["little"],
         "task": "uneven",
-        "max_new_tokens": 6,
+        "max_new_tokens": 3,
         "num_envs": 4,
         "num_minibatches": 1,
         "total_env_steps": 12,
@@ -164,15 +165,14 @@ def test_how_often_the_cpu_waits_in_an_update(script, little):
     """A microbatch costs few waits: its sequences are moved once, its log-probs are never read."""
     seen = []
     with fake_cuda() as waits:
-        for budget in (10**6, 1):
-            args = make_args(script, "waits", "cuda", microbatch_tokens=budget, kl_coef=0)
-            task = Uneven(2)
-            device = script.join_ranks("cuda")
-            team = script.build(task, args, device)
-            episodes = script.start_episodes(task.train[:4], 2)
-            script.rollout(task, episodes, team[0], args, "rollout", 0)
+        task, args = Uneven(2), make_args(script, "waits", "cuda", kl_coef=0)
+        team = script.build(task, args, script.join_ranks("cuda"))
+        episodes = script.start_episodes(task.train[:4], 2)
+        script.rollout(task, episodes, team[0], args, "rollout", 0)
+        for args.microbatch_tokens in (10**6, 1):
+            models = copy.deepcopy(team)
             before = waits.total()
-            script.update(episodes, *team, 2, args, 0)
+            script.update(episodes, *models, 2, args, 0)
             seen.append(waits.total() - before)
     num_models = {collm_cc: 3, collm_dc: 4, mc_baseline: 2}[script]
     # A whole update of one microbatch for each step, its metrics read; a critic takes four steps

@@ -306,24 +306,24 @@ def test_fuzz():
 @pytest.mark.parametrize(
     "text",
     [
-        "/setblock 0 1 0 stone\n" * 1_000_000,
-        "0" * 2_000_000,
-        "setblock " + "0" * 1_000_000 + "x",
-        "`" * 1_000_000,
-        "\n" * 2_000_000,
-        "setblock " + "0 " * 1_000_000,
-        "-" * 1_000_000,
-        "fill " + "1 " * 6 + "a" * 1_000_000,
-        "1" * 1_000_000 + ")x",
-        "/fill 0 0 0 1 1 1 bricks\n" * 300_000,
-        "fill " + ("0" * 200_000 + " ") * 6 + "a b",
+        "/setblock 0 1 0 stone\n" * 250_000,
+        "0" * 500_000,
+        "setblock " + "0" * 250_000 + "x",
+        "`" * 250_000,
+        "\n" * 500_000,
+        "setblock " + "0 " * 250_000,
+        "-" * 250_000,
+        "fill " + "1 " * 6 + "a" * 250_000,
+        "1" * 250_000 + ")x",
+        "/fill 0 0 0 1 1 1 bricks\n" * 75_000,
+        "fill " + ("0" * 50_000 + " ") * 6 + "a b",
     ],
     ids=range(11),
 )
 def test_huge_texts_take_linear_time(text):
     start = time.perf_counter()
     STR.score(LINE, [text, ""]), HOUSE.score(CUBE, ["", text])
-    assert time.perf_counter() - start < 12
+    assert time.perf_counter() - start < 3
 
 
 # ---------------------------------------------------------------- embedded items

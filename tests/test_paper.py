@@ -29,7 +29,7 @@ PAPER = {
     "housebuild": (4, 5e-6, 0.6),
 }
 FAMILIES = {"Qwen/Qwen3": "qwen3", "Qwen/Qwen2.5": "qwen2"}
-SHORT = {"--total-env-steps": "4", "--max-new-tokens": "8", "--eval-episodes": "1"}
+SHORT = {"--total-env-steps": "4", "--max-new-tokens": "4", "--eval-episodes": "1"}
 SHORT |= {"--save-every": "0", "--device": "cpu", "--run-name": "a"}
 
 

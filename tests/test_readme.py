@@ -25,7 +25,7 @@ PAGES = {path.relative_to(ROOT): path.read_text() for path in sorted(ROOT.glob("
 PAGES = {Path("README.md"): README} | PAGES
 SCRIPTS = ["collm_cc", "collm_dc", "mc_baseline"]
 TASKS = ["tldr", "arxiv", "coding", "strbuild", "housebuild"]
-TINY = "--num-envs 8 --total-env-steps 8 --eval-episodes 4 --save-every 0 --max-new-tokens 8"
+TINY = "--num-envs 4 --total-env-steps 4 --eval-episodes 4 --save-every 0 --max-new-tokens 4"
 
 
 def section(text, title):

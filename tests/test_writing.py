@@ -167,20 +167,20 @@ def test_any_text_is_scored_fed_back_and_rendered(name, num_agents):
     ],
 )
 def test_less_than_a_millisecond_per_kilobyte(name, unit):
-    text = unit * (2**18 // len(unit))
+    text = unit * (2**16 // len(unit))
     for num_agents in (1, 2):
         task, actions = (
             TASKS[name](num_agents=num_agents),
-            [text[: 2**18 // num_agents]] * num_agents,
+            [text[: 2**16 // num_agents]] * num_agents,
         )
         best = math.inf
-        for _ in range(3):
+        for _ in range(12):
             start = time.process_time()
             task.score({}, actions)
             best = min(best, time.process_time() - start)
-            if best < 0.256:  # 1 ms per KB
+            if best < 0.064:  # 1 ms per KB
                 break
-        assert best < 0.256
+        assert best < 0.064
         task.render({}, actions)
 
 
