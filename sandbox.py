@@ -40,21 +40,27 @@ import struct
 import subprocess
 import symtable
 import sys
+import threading
 import time
 import types
 import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-
 # ========================================= syntax trees =========================================
+# Threads that parse at once may get a SystemError: Python 3.11 counts the depth of a tree in one
+# place for all, and a collection of garbage lets another thread go on (CPython, issue 106905)
+PARSER = threading.RLock()
+
+
 def syntax_tree(code):
     """(syntax tree, "") of `code`, or (None, the error in one line)."""
     quiet = "ignore", None, Warning, re.compile("<response>"), 0
     if quiet not in warnings.filters:  # to add a filter makes all warnings new, that were told
         warnings.filterwarnings("ignore", module="<response>")  # safe in threads, unlike a context
     try:
-        return ast.parse(code, "<response>"), ""
+        with PARSER:
+            return ast.parse(code, "<response>"), ""
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return None, f"{type(error).__name__}: {getattr(error, 'msg', error)}"
 
@@ -1312,7 +1318,8 @@ FAR_MODULES = (
 
 def far_side_source(caged):
     """The program that the zygote is."""
-    classes = "\n\n".join(map(inspect.getsource, FAR_SIDE))
+    with PARSER:  # to find a class it is parsed
+        classes = "\n\n".join(map(inspect.getsource, FAR_SIDE))
     modules = f"import sys\ndel sys.path[0]\nimport {', '.join(FAR_MODULES)}\n"
     return f"{modules}from pathlib import Path\n\n{classes}\n\nWorker().serve({caged})\n"
 

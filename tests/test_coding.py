@@ -32,6 +32,25 @@ def task():
     return envs.make("coding")
 
 
+def test_threads_parse_one_after_the_other(monkeypatch):
+    """Python 3.11 counts the depth of a tree for all threads together: a SystemError, at times."""
+    parse, inside, most = ast.parse, [], []
+
+    def slow(*given, **options):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.01)
+        tree = parse(*given, **options)
+        inside.pop()
+        return tree
+
+    monkeypatch.setattr(ast, "parse", slow)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(sandbox.syntax_tree, ["x = 1"] * 8))
+        list(pool.map(sandbox.far_side_source, [True] * 4))
+    assert len(most) > 8 and max(most) == 1
+
+
 def test_golden(task):
     if not GOLDEN.exists():
         pytest.skip("no golden rewards here")
