@@ -10,14 +10,13 @@ after each kill no process of the run may be left. `pytest` does the same with f
 
 import argparse
 import json
-import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
-from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -26,43 +25,24 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 SCRIPTS = ["collm_cc", "collm_dc", "mc_baseline"]
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 FLAGS = "--task coding --max-new-tokens 12 --num-envs 8 --num-minibatches 2 --save-every 1".split()
 FLAGS += "--eval-every 3 --eval-episodes 4".split()
 CLOCKS = ("time/", "eval/time", "charts/SPS", "charts/tokens_per_second", "charts/peak_memory_gb")
 
 
 def start(script, folder, name, *flags):
-    """A run in `folder`/runs/`name`, resumed if it has a checkpoint; in a process of its own, which
-    is a fork of this one: what it imports is there."""
+    """A run in a process of its own, in `folder`/runs/`name`; resumed if it has a checkpoint."""
     resume = list(Path(folder, "runs", name).glob("checkpoint_*.pt"))
     where = ["--resume", f"runs/{name}"] if resume else ["--run-name", name, *FLAGS, *flags]
-    argv = [script, *where, "--device", "cpu", "--model", str(ROOT / "models/tiny")]
-    given = import_module(script), folder, argv
-    run = multiprocessing.get_context("fork").Process(target=command_line, args=given)
-    run.start()
-    return run
-
-
-def command_line(script, folder, argv):
-    """What the process of a run does; its stderr is the file `errors`."""
-    os.chdir(folder)
-    errors = os.open("errors", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    sys.stderr = os.fdopen(errors, "w", buffering=1)
-    torch.set_num_threads(1)
-    sys.argv = argv
-    script.command_line(script.Args, script.main)
-
-
-def end(run, folder, seconds=None):
-    """Wait for the end of a run: (its exit code, what it wrote to stderr)."""
-    run.join(seconds)
-    return run.exitcode, Path(folder, "errors").read_text()
+    command = [sys.executable, ROOT / f"{script}.py", *where, "--device", "cpu"]
+    command += ["--model", str(ROOT / "models/tiny")]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_events(run, folder, before):
     """Until the run has opened an event file of its own, when training starts, or has ended."""
-    while run.is_alive() and len(list(folder.glob("events*"))) <= before:
+    while run.poll() is None and len(list(folder.glob("events*"))) <= before:
         time.sleep(0.01)
 
 
@@ -118,8 +98,7 @@ def kill_and_resume(script, folder, kills, total_env_steps, seed=0, number=signa
     start_time, whole = time.monotonic(), start(script, folder, "whole", *flags)
     wait_for_events(whole, Path(folder, "runs/whole"), 0)
     training = time.monotonic()
-    code, error = end(whole, folder)
-    assert code == 0, error
+    assert whole.communicate() and whole.returncode == 0
     mean = (time.monotonic() - training) / (kills + 1)
     print(f"whole run: {time.monotonic() - start_time:.0f} s", flush=True)
     part = Path(folder, "runs/part")
@@ -133,16 +112,15 @@ def kill_and_resume(script, folder, kills, total_env_steps, seed=0, number=signa
         if hits < kills:
             time.sleep(rng.uniform(0, mean))
             pids = family(run.pid)
-            if run.is_alive():
-                hits += 1
-                os.kill(run.pid, number)
-        code, error = end(run, folder)
-        if hits == kills and code == 0 and json.loads((part / "args.json").read_text()):
+            hits += run.poll() is None
+            run.send_signal(number)
+        error = run.communicate()[1]
+        if hits == kills and run.returncode == 0 and json.loads((part / "args.json").read_text()):
             break
-        assert code in (0, -number), error
+        assert run.returncode in (0, -number), error
         assert gone(pids), "processes are left behind"
         print(f"kill {hits}: {len(list(part.glob('checkpoint_*.pt')))} checkpoints", flush=True)
-        if code == 0 and state(part)["global_step"] >= total_env_steps:
+        if run.returncode == 0 and state(part)["global_step"] >= total_env_steps:
             break
     return hits, differences(Path(folder, "runs/whole"), part)
 

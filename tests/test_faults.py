@@ -13,7 +13,6 @@ import pytest
 import torch
 from kill_and_resume import (
     differences,
-    end,
     equal,
     family,
     gone,
@@ -43,9 +42,9 @@ def test_a_signal_saves_and_ends_the_run(tmp_path):
     folder = tmp_path / "runs/one"
     wait_for_events(run, folder, 0)
     pids = family(run.pid)
-    run.terminate()
-    code, error = end(run, tmp_path, 60)
-    assert code == 0, error
+    run.send_signal(signal.SIGTERM)
+    error = run.communicate(timeout=60)[1]
+    assert run.returncode == 0, error
     assert "stopping after this iteration" in error and "Traceback" not in error
     assert state(folder)["global_step"] < 1000
     assert gone(pids)
