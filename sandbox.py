@@ -48,9 +48,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 # ========================================= syntax trees =========================================
-# Threads that parse at once may get a SystemError: Python 3.11 counts the depth of a tree in one
-# place for all, and a collection of garbage lets another thread go on (CPython, issue 106905)
 PARSER = threading.RLock()
+
+
+def parse(code, name="<unknown>"):
+    """The syntax tree of `code`, one thread at a time. Threads that parse at once may get a
+    SystemError: Python 3.11 counts the depth of a tree in one place for all, and a collection of
+    garbage lets another thread go on (CPython, issue 106905)."""
+    with PARSER:
+        return ast.parse(code, name)
 
 
 def syntax_tree(code):
@@ -59,8 +65,7 @@ def syntax_tree(code):
     if quiet not in warnings.filters:  # to add a filter makes all warnings new, that were told
         warnings.filterwarnings("ignore", module="<response>")  # safe in threads, unlike a context
     try:
-        with PARSER:
-            return ast.parse(code, "<response>"), ""
+        return parse(code, "<response>"), ""
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return None, f"{type(error).__name__}: {getattr(error, 'msg', error)}"
 
@@ -1655,7 +1660,7 @@ def head_of(prompt, entry):
 def take_apart(prompt, entry, test):
     """(head, candidate, statements around `check`, statements of `check`); ValueError."""
     head = head_of(prompt, entry)
-    around = ast.parse(head).body + ast.parse(test).body
+    around = parse(head).body + parse(test).body
     checks = [node for node in around if is_check(node)]
     if not checks or not checks[-1].args.args:
         raise ValueError("no check(candidate)")
@@ -1713,7 +1718,7 @@ def without_broken_tests(prompt, entry, test):
     }
     if not left_out:
         return test, []
-    tree = ast.parse(test)
+    tree = parse(test)
     body = [node for node in tree.body if is_check(node)][-1]
     body.body = [node for node in body.body if ast.unparse(node) not in left_out] or [ast.Pass()]
     return ast.unparse(tree), list(left_out.items())

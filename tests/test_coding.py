@@ -18,10 +18,11 @@ import envs
 import sandbox
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "coding.jsonl"
+TEST = "def check(candidate):\n    assert candidate(4) == 3\n    assert candidate(7) == 4\n"
 ITEM = {
     "prompt": 'import math\n\n\ndef half(n):\n    return n // 2\n\n\ndef f(n):\n    """Half of n, plus one."""\n',
     "entry_point": "f",
-    "test": "def check(candidate):\n    assert candidate(4) == 3\n    assert candidate(7) == 4\n",
+    "test": TEST,
 }
 AUX = "def aux(n):\n    return half(n)"
 MAIN = "def f(n):\n    return aux(n) + 1"
@@ -46,9 +47,13 @@ def test_threads_parse_one_after_the_other(monkeypatch):
 
     monkeypatch.setattr(ast, "parse", slow)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(sandbox.syntax_tree, ["x = 1"] * 8))
+        list(pool.map(sandbox.syntax_tree, ["x = 1"] * 4))
         list(pool.map(sandbox.far_side_source, [True] * 4))
-    assert len(most) > 8 and max(most) == 1
+        plans = pool.map(
+            sandbox.plan, [f"N = {n}\n\ndef f(x):\n" for n in range(4)], ["f"] * 4, [TEST] * 4
+        )
+        assert all(len(plan.check) == 2 for plan in plans)
+    assert len(most) > 12 and max(most) == 1
 
 
 def test_golden(task):
