@@ -514,6 +514,9 @@ class Game(Task):
     num_turns, num_envs = 4, 16
     options = Task.options | {"private": False}
 
+    def items(self):
+        return self.load(DATA / f"{self.name}{'_private' * self.settings['private']}.jsonl")
+
     def own_part(self, cells, item, agent):
         """What this agent may know of {(x, y, z): label}: all of it or, with the option `private`,
         one of as many slices along x as there are agents, the first to agent 0."""

@@ -582,6 +582,97 @@ def can_be_shared(row):
     return not row["limited_resource"] or all(larger[letter] <= limit[letter] for letter in solid)
 
 
+# ======================================== private games ========================================
+# With the option `private` a builder is shown its half of the target. Here each left half meets
+# each right one, hard or easy, and all else that a builder is told is the same for all items: what
+# the other one has to do can not be known from the own half.
+HALVES = 20  # on either side
+WORD_HALVES = [  # how many letters, and whether only those of their cells that do not touch
+    (1, True),
+    (1, False),
+    (2, True),
+    (2, False),
+]
+TWO_LETTERS = 12  # columns
+PLAIN = HouseLevel((4, 4), (4, 4), (0, 0), blocks=1, windows=0, limited=False, spiders=(5,))
+HOUSE_HALVES = [
+    PLAIN,
+    PLAIN._replace(walls=(1, 3)),
+    PLAIN._replace(walls=(1, 3), blocks=2),
+    PLAIN._replace(walls=(2, 3), blocks=3, windows=1),
+]
+HALF_LAYERS = 5  # a floor, three of walls, a roof
+
+
+def different_halves(kinds, draw):
+    """Different things that draw(kind) gives, equally many of each kind."""
+    halves = []
+    while len(halves) < HALVES:
+        half = draw(kinds[len(halves) % len(kinds)])
+        halves += [half] if half not in halves else []
+    return halves
+
+
+def crossed_rows(rng, halves, join):
+    """A row, join(left, right), of each pair of halves, in random order. A fifth of the right ones
+    that a left one meets are held out there, so that all halves are seen in training."""
+    rows = []
+    for (k, left), (j, right) in itertools.product(enumerate(halves), repeat=2):
+        rows.append(join(left, right) | ({"held_out": True} if (k + j) % 5 == 4 else {}))
+    rng.shuffle(rows)
+    return rows
+
+
+def strbuild_private_rows():
+    """Words of two halves; a builder may write as many commands as the largest half takes."""
+    rng, letters = random.Random(3), letters_of(FONT)
+    halves = different_halves(WORD_HALVES, lambda kind: word_half(rng, letters, *kind))
+    most = 2 * max("".join(half).count("#") for half in halves)
+
+    def join(left, right):
+        drawn = [GAP.join(row) for row in zip(left, right)]
+        return {"rows": drawn, "blocks": PALETTES, "max_commands": most}
+
+    return crossed_rows(rng, halves, join)
+
+
+def word_half(rng, letters, number, sparse):
+    """Rows of one or two letters, as wide as two."""
+    drawn = [letters[letter] for letter in rng.sample([*letters], number)]
+    rows = [GAP.join(row).ljust(TWO_LETTERS, ".") for row in zip(*drawn)]
+    if not sparse:
+        return rows
+    for y, row in enumerate(rows):
+        rows[y] = "".join(char if (x + y) % 2 == 0 else "." for x, char in enumerate(row))
+    return rows
+
+
+def housebuild_private_rows():
+    """Houses of two halves that know nothing of each other."""
+    rng = random.Random(4)
+    halves = different_halves(HOUSE_HALVES, lambda level: house_half(rng, level))
+
+    def join(left, right):
+        layers = [[a + b for a, b in zip(*rows)] for rows in zip(left, right)]
+        return {
+            "legend": BLOCKS,
+            "layers": layers,
+            "player_hp": HOUSE_HP,
+            "spider_damage": PLAIN.spiders[0],
+            "limited_resource": False,
+            "max_commands": HOUSE_COMMANDS,
+        }
+
+    return crossed_rows(rng, halves, join)
+
+
+def house_half(rng, level):
+    """Layers of a small house, with air above it up to the height of all halves."""
+    layers = house_layers(rng, level)
+    air = ["A" * len(row) for row in layers[0]]
+    return layers + [air] * (HALF_LAYERS - len(layers))
+
+
 # ======================================== files ========================================
 def files():
     """{file name: its text} of all tasks."""
@@ -591,6 +682,8 @@ def files():
         "coding": coding_rows(),
         "strbuild": strbuild_rows(),
         "housebuild": housebuild_rows(),
+        "strbuild_private": strbuild_private_rows(),
+        "housebuild_private": housebuild_private_rows(),
     }
     return {
         f"{name}.jsonl": "".join(json.dumps(row) + "\n" for row in many)

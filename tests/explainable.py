@@ -94,7 +94,7 @@ def explainable(task, agents, args):
         collm_cc.observe(e, task.observe(e.item))
     play_on(task, episodes, agents, args, stream)
     found = {}  # turn: returns (decision points, samples)
-    own = [defaultdict(list) for _ in agents]  # o_i0: returns
+    own = [defaultdict(list) for _ in agents]  # o_i0: returns (samples,) of each decision point
     for turn in range(task.num_turns):
         points = [e for e in episodes if len(e.rewards) > turn]
         copies = [copy_until(e, 0, turn) for e in points for _ in range(args.samples)]
@@ -103,21 +103,27 @@ def explainable(task, agents, args):
         returns = [discounted(e.rewards[turn:], args.gamma) for e in copies]
         found[turn] = torch.tensor(returns, dtype=torch.float64).view(len(points), args.samples)
         if turn == 0:
-            for e, g in zip(copies, returns):
+            for e, g in zip(points, found[0]):
                 for texts, groups in zip(e.observations, own):
                     groups[texts[0]].append(g)
     return shares(found) | {"own_0": [own_share(groups) for groups in own]}
+
+
+def variances(returns):
+    """(within decision points, total) variances of returns (decision points, samples)."""
+    within = returns.var(1).mean()
+    if len(returns) == 1:
+        return within, within
+    # Means of m samples vary by 1/m of what is within, which counts once
+    return within, returns.mean(1).var() + within * (1 - 1 / returns.shape[1])
 
 
 def shares(found):
     """{measure: share} of {turn: returns (decision points, samples)}."""
     weights = torch.tensor([len(returns) for returns in found.values()]).double()
     weights = weights / weights.sum()
-    within = torch.stack([returns.var(1).mean() for returns in found.values()])
-    total = []  # means of m samples vary by 1/m of what is within, which counts once
-    for returns, inner in zip(found.values(), within):
-        total.append(returns.mean(1).var() + inner * (1 - 1 / returns.shape[1]))
-    total = torch.stack(total)
+    pairs = [variances(returns) for returns in found.values()]
+    within, total = torch.tensor(pairs, dtype=torch.float64).T
     means = torch.stack([returns.mean() for returns in found.values()])
     between_turns = (weights * (means - (weights * means).sum()) ** 2).sum()
     mean_within, mean_total = (weights * within).sum(), (weights * total).sum()
@@ -130,11 +136,11 @@ def shares(found):
 
 
 def own_share(groups):
-    """Share of the variance of returns between groups {key: returns}."""
-    groups = [torch.tensor(values, dtype=torch.float64) for values in groups.values()]
-    size = sum(len(g) for g in groups)
-    within = sum(g.var() * len(g) for g in groups) / size
-    return round(float(1 - within / torch.cat(groups).var()), 3)
+    """Share of the variance of returns between groups {key: [returns of a decision point]}."""
+    groups = [torch.stack(points) for points in groups.values()]
+    everything = torch.cat(groups)  # (decision points, samples)
+    within = sum(len(group) * variances(group)[1] for group in groups) / len(everything)
+    return round(float(1 - within / variances(everything)[1]), 3)
 
 
 def main(args):

@@ -1,4 +1,4 @@
-"""How the cost of a function grows with its argument: a ratio, which is the same on every machine."""
+"""How the cost of a function grows: a ratio, which is the same on slow and on busy machines."""
 
 import math
 import time

@@ -27,8 +27,27 @@ def test_shares_by_hand():
 
 
 def test_own_share_by_hand():
-    assert explainable.own_share({"a": [1.0, 1.0], "b": [3.0, 3.0]}) == 1.0
-    assert explainable.own_share({"a": [1.0, 3.0], "b": [1.0, 3.0]}) == pytest.approx(-0.5)
+    one, three, both = torch.tensor([[1.0, 1.0], [3.0, 3.0], [1.0, 3.0]])
+    assert explainable.own_share({"a": [one, one], "b": [three, three]}) == 1.0
+    # Nobody can tell one from three: both groups hold them, and vary by 2 where all vary by 4/3
+    groups = {"a": [one, three], "b": [one, three]}
+    assert explainable.own_share(groups) == pytest.approx(1 - 2 / (4 / 3))
+    # Of one decision point each, it is what the decision point itself determines
+    groups = {"a": [both], "b": [both + 4]}
+    found = explainable.shares({0: torch.stack([both, both + 4])})
+    assert explainable.own_share(groups) == found["turn_0"]
+
+
+def test_an_own_share_is_found():
+    """Returns are the sum of what agent 0 is told, what agent 1 is told, and noise: a third each,
+    however few items share what agent 0 is told."""
+    stream = torch.Generator().manual_seed(0)
+    groups = {}
+    for key in range(4000):
+        left, *rights = torch.randn(4, generator=stream)
+        noise = torch.randn(3, 2, generator=stream)
+        groups[key] = [left + right + noise[j] for j, right in enumerate(rights)]
+    assert explainable.own_share(groups) == pytest.approx(1 / 3, abs=0.04)
 
 
 def test_a_known_share_is_found():

@@ -9,7 +9,7 @@ import string
 from collections import Counter
 
 import pytest
-from conftest import ROOT, TASKS
+from conftest import ROOT
 from transformers import AutoTokenizer
 
 import envs
@@ -25,9 +25,9 @@ COUNTS = {
     "coding": (461, 115),
     "strbuild": (322, 78),
     "housebuild": (320, 80),
+    "strbuild_private": (320, 80),
+    "housebuild_private": (320, 80),
 }
-
-
 LEVELS = {"coding": 3, "strbuild": 5, "housebuild": 5}
 
 
@@ -37,14 +37,14 @@ def rows_of(name):
 
 def test_make_items_writes_the_committed_files():
     files = make_items.files()
-    assert set(files) == {f"{name}.jsonl" for name in TASKS}
+    assert set(files) == {f"{name}.jsonl" for name in COUNTS}
     for name, text in files.items():
         assert (ROOT / "data" / name).read_bytes() == text.encode(), name
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", COUNTS)
 def test_items_are_the_rows_of_the_file(name):
-    task, path = envs.make(name), ROOT / "data" / f"{name}.jsonl"
+    task, path = envs.make(name.replace("_", ":")), ROOT / "data" / f"{name}.jsonl"
     assert (len(task.train), len(task.eval)) == COUNTS[name]
     rows = rows_of(name)
     places = [f"{path}:{line}" for line in range(1, len(rows) + 1)]
@@ -52,7 +52,7 @@ def test_items_are_the_rows_of_the_file(name):
     assert [item["place"] for item in task.eval] == [*itertools.compress(places, held_out)]
     kept = [not marked for marked in held_out]
     assert [item["place"] for item in task.train] == [*itertools.compress(places, kept)]
-    again = envs.make(name, dataset=str(path))
+    again = envs.make(name.split("_")[0], dataset=str(path))
     assert (again.train, again.eval) == (task.train, task.eval)
     assert all("held_out" not in item for item in task.train + task.eval)
 
@@ -255,7 +255,6 @@ def told_cells(name, text):
 @pytest.mark.parametrize("name", ["strbuild", "housebuild"])
 def test_private_shows_each_agent_its_part_and_together_everything(name):
     shared, private = envs.make(name), envs.make(f"{name}:private")
-    assert private.train == shared.train
     for item in private.train[:60]:
         design = set(shared.plan(item).design)
         assert [told_cells(name, text) for text in shared.observe(item)] == [design, design]
@@ -265,6 +264,43 @@ def test_private_shows_each_agent_its_part_and_together_everything(name):
         assert all("your part" in text for text in private.observe(item))
         empty = ["", ""]
         assert private.score(item, empty)[0] == shared.score(item, empty)[0]
+
+
+@pytest.mark.parametrize("name", ["strbuild", "housebuild"])
+def test_private_halves_tell_nothing_of_each_other(name):
+    task = envs.make(f"{name}:private")
+    for i in range(2):
+        others = {}
+        for item in task.train:
+            texts = task.observe(item)
+            others.setdefault(texts[i], set()).add(texts[1 - i])
+        assert len(others) == make_items.HALVES  # each in 16 train items, with 16 other halves
+        assert {len(texts) for texts in others.values()} == {4 * make_items.HALVES // 5}
+    seen = {text for item in task.train for text in task.observe(item)}
+    assert {text for item in task.eval for text in task.observe(item)} == seen
+
+
+def test_builders_who_know_their_own_halves_can_build_it_all():
+    task = envs.make("strbuild:private")
+    for item in task.train[:60]:
+        actions = []
+        for i, text in enumerate(task.observe(item)):
+            blocks = item["blocks"][i]
+            cells = sorted(told_cells("strbuild", text))
+            assert len(cells) <= task.cap(item, i)
+            actions.append(
+                "\n".join(f"/setblock {x} {y} 0 {blocks[(x + y) % 2]}" for x, y, _ in cells)
+            )
+        reward, info = task.score(item, actions)
+        assert reward == task.max_reward or info["palette"] < 1
+    task = envs.make("housebuild:private")
+    for item in task.train[:60]:
+        actions = []
+        for i, text in enumerate(task.observe(item)):
+            lines = text.split("the rest air:\n")[1].splitlines()
+            assert len(lines) < task.cap(item, i)
+            actions.append("\n".join(["/kill", *(f"/fill {line}" for line in lines)]))
+        assert task.score(item, actions)[0] == task.max_reward
 
 
 def test_private_feedback_tells_of_the_own_part_alone():

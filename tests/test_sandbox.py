@@ -1247,7 +1247,7 @@ def test_throughput():
 
     easy(0)
     rates = []
-    while not rates or rates[-1] < 60 and len(rates) < 5:  # other programs may be running
+    while not rates or (rates[-1] < 60 and len(rates) < 5):  # other programs may be running
         begin = time.monotonic()
         assert [result["passed"] for result in spread(easy, range(100))] == [2] * 100
         rates.append(100 / (time.monotonic() - begin))

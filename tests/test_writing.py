@@ -166,15 +166,15 @@ def test_any_text_is_scored_fed_back_and_rendered(name, num_agents):
         "\ud800\u00e9",
     ],
 )
-def test_cost_is_linear(name, unit):
-    for num_agents in (1, 2):
-        task = TASKS[name](num_agents=num_agents)
+@pytest.mark.parametrize("num_agents", [1, 2])
+def test_cost_is_linear(name, unit, num_agents):
+    task = TASKS[name](num_agents=num_agents)
 
-        def score(text):
-            task.score({}, [text] * num_agents)
-            task.render({}, [text] * num_agents)
+    def score(text):
+        task.score({}, [text] * num_agents)
+        task.render({}, [text] * num_agents)
 
-        assert growth(score, unit * (2**16 // num_agents // len(unit))) < LINEAR
+    assert growth(score, unit * (2**16 // num_agents // len(unit))) < LINEAR
 
 
 @pytest.mark.parametrize("name", TASKS)
