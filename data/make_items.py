@@ -599,7 +599,7 @@ HOUSE_HALVES = [
     PLAIN,
     PLAIN._replace(walls=(1, 3)),
     PLAIN._replace(walls=(1, 3), blocks=2),
-    PLAIN._replace(walls=(2, 3), blocks=3, windows=1),
+    PLAIN._replace(walls=(2, 3), blocks=3),
 ]
 HALF_LAYERS = 5  # a floor, three of walls, a roof
 

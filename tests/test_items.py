@@ -293,6 +293,7 @@ def test_builders_who_know_their_own_halves_can_build_it_all():
             )
         reward, info = task.score(item, actions)
         assert reward == task.max_reward or info["palette"] < 1
+    tokenizer = AutoTokenizer.from_pretrained("models/tiny")
     task = envs.make("housebuild:private")
     for item in task.train[:60]:
         actions = []
@@ -300,6 +301,7 @@ def test_builders_who_know_their_own_halves_can_build_it_all():
             lines = text.split("the rest air:\n")[1].splitlines()
             assert len(lines) < task.cap(item, i)
             actions.append("\n".join(["/kill", *(f"/fill {line}" for line in lines)]))
+            assert len(tokenizer(actions[-1])["input_ids"]) < task.max_new_tokens
         assert task.score(item, actions)[0] == task.max_reward
 
 
