@@ -586,6 +586,20 @@ def test_baselines_by_hand():
     assert dead.isfinite().all()
 
 
+def test_in_episodes_of_one_turn_mean_and_rloo_are_one_method():
+    returns = torch.randn(1, 12, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    live = torch.ones(1, 12, dtype=torch.bool)
+    for norm_adv in (False, True):
+        out = []
+        for kind in ("mean", "rloo"):
+            advantages = returns - mc_baseline.baselines(returns, live, 4, kind)
+            if norm_adv:
+                advantages = mc_baseline.normalise(advantages, returns, live)
+            out.append(advantages)
+        scale = 1 if norm_adv else 3 / 4
+        torch.testing.assert_close(out[0], scale * out[1], rtol=1e-12, atol=0)
+
+
 def test_normalise_by_hand():
     """Agent 0's advantages at the four live turns are 1, 2, 3, 6: mean 3, variance 3.5."""
     advantages = torch.tensor([[1.0, 2.0, 3.0], [6.0, 99.0, 99.0]], dtype=torch.float64)[..., None]
