@@ -731,15 +731,17 @@ class HouseBuild(Game):
     def brief(self, item, agent, cap):
         (w, h, d), design, allowed, chars, harm = self.plan(item)
         limits = allowed[agent] if item["limited_resource"] else {}
-        blocks = ", ".join(f"{block} {limits.get(block, '')}".rstrip() for block in chars)
+        own = self.own_part(design, item, agent)
+        told = set(own.values()) if self.settings["private"] else chars
+        blocks = [f"{block} {limits.get(block, '')}".rstrip() for block in chars if block in told]
         spiders = f" - {harm:.2g} if nobody sends /kill (spiders)" if harm else ""
-        halves = voxels.halves(self.own_part(design, item, agent), w)
+        halves = voxels.halves(own, w)
         return (
             f"Reply with at most {cap} lines `/fill x1 y1 z1 x2 y2 z2 block`"
             " (box, both corners included) or `/kill`.\n"
             f"Reward: share of cells as designed{spiders}.\n"
             f"x 0-{w - 1}, y 0-{h - 1} (up), z 0-{d - 1}."
-            f" Blocks{' and cells you may fill' if limits else ''}: {blocks}.\n"
+            f" Blocks{' and cells you may fill' if limits else ''}: {', '.join(blocks)}.\n"
             "Target boxes as x1 y1 z1 x2 y2 z2 block,"
             f" first those with x below {(w + 1) // 2}, the rest air:\n"
         ) + "\n".join(self.spell(half, "\n") for half in halves if half)

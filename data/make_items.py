@@ -529,15 +529,20 @@ def housebuild_rows(seed=2, games=LEVEL_GAMES):
 def housebuild_row(rng, level):
     """A row of a random house."""
     layers = house_layers(rng, level)
-    used = set("".join(row for layer in layers for row in layer))
     return {
-        "legend": {letter: block for letter, block in BLOCKS.items() if letter in used},
+        "legend": legend_of(layers),
         "layers": layers,
         "player_hp": HOUSE_HP,
         "spider_damage": rng.choice(level.spiders),
         "limited_resource": level.limited,
         "max_commands": HOUSE_COMMANDS,
     }
+
+
+def legend_of(layers):
+    """{letter: block} of the letters that stand in layers."""
+    used = set("".join(row for layer in layers for row in layer))
+    return {letter: block for letter, block in BLOCKS.items() if letter in used}
 
 
 def house_layers(rng, level):
@@ -594,46 +599,47 @@ WORD_HALVES = [  # how many letters, and whether only those of their cells that 
     (2, False),
 ]
 TWO_LETTERS = 12  # columns
-PLAIN = HouseLevel((4, 4), (4, 4), (0, 0), blocks=1, windows=0, limited=False, spiders=(5,))
-HOUSE_HALVES = [
+PLAIN = HouseLevel((8, 8), (4, 4), (0, 0), blocks=1, windows=0, limited=False, spiders=(5,))
+WHOLE_HOUSES = [  # of which halves are cut
     PLAIN,
     PLAIN._replace(walls=(1, 3)),
     PLAIN._replace(walls=(1, 3), blocks=2),
-    PLAIN._replace(walls=(2, 3), blocks=3),
+    PLAIN._replace(walls=(2, 3), blocks=3, windows=2),
 ]
-HALF_LAYERS = 5  # a floor, three of walls, a roof
+HOUSE_LAYERS = 5  # a floor, three of walls, a roof
 
 
-def different_halves(kinds, draw):
-    """Different things that draw(kind) gives, equally many of each kind."""
-    halves = []
-    while len(halves) < HALVES:
-        half = draw(kinds[len(halves) % len(kinds)])
-        halves += [half] if half not in halves else []
-    return halves
-
-
-def crossed_rows(rng, halves, join):
-    """A row, join(left, right), of each pair of halves, in random order. A fifth of the right ones
-    that a left one meets are held out there, so that all halves are seen in training."""
-    rows = []
-    for (k, left), (j, right) in itertools.product(enumerate(halves), repeat=2):
+def crossed_rows(rng, kinds, draw, join):
+    """A row, join(left, right), for each left and each right half, in random order. draw(kind)
+    gives a pair of halves; kinds take turns. Of the rows of any half a fifth is held out."""
+    lefts, rights, rows = [], [], []
+    while len(lefts) < HALVES:
+        left, right = draw(kinds[len(lefts) % len(kinds)])
+        if left not in lefts and right not in rights:
+            lefts.append(left)
+            rights.append(right)
+    for (k, left), (j, right) in itertools.product(enumerate(lefts), enumerate(rights)):
         rows.append(join(left, right) | ({"held_out": True} if (k + j) % 5 == 4 else {}))
     rng.shuffle(rows)
     return rows
 
 
 def strbuild_private_rows():
-    """Words of two halves; a builder may write as many commands as the largest half takes."""
+    """Words of two halves; a builder may write as many commands as a half has cells at most."""
     rng, letters = random.Random(3), letters_of(FONT)
-    halves = different_halves(WORD_HALVES, lambda kind: word_half(rng, letters, *kind))
-    most = 2 * max("".join(half).count("#") for half in halves)
+
+    def draw(kind):
+        return word_half(rng, letters, *kind), word_half(rng, letters, *kind)
 
     def join(left, right):
         drawn = [GAP.join(row) for row in zip(left, right)]
-        return {"rows": drawn, "blocks": PALETTES, "max_commands": most}
+        return {"rows": drawn, "blocks": PALETTES}
 
-    return crossed_rows(rng, halves, join)
+    rows = crossed_rows(rng, WORD_HALVES, draw, join)
+    halves = [[line[:TWO_LETTERS] for line in row["rows"]] for row in rows]
+    halves += [[line[-TWO_LETTERS:] for line in row["rows"]] for row in rows]
+    most = max("".join(half).count("#") for half in halves)
+    return [row | {"max_commands": 2 * most} for row in rows]
 
 
 def word_half(rng, letters, number, sparse):
@@ -648,14 +654,13 @@ def word_half(rng, letters, number, sparse):
 
 
 def housebuild_private_rows():
-    """Houses of two halves that know nothing of each other."""
+    """Houses of which one side is another house's."""
     rng = random.Random(4)
-    halves = different_halves(HOUSE_HALVES, lambda level: house_half(rng, level))
 
     def join(left, right):
         layers = [[a + b for a, b in zip(*rows)] for rows in zip(left, right)]
         return {
-            "legend": BLOCKS,
+            "legend": legend_of(layers),
             "layers": layers,
             "player_hp": HOUSE_HP,
             "spider_damage": PLAIN.spiders[0],
@@ -663,14 +668,17 @@ def housebuild_private_rows():
             "max_commands": HOUSE_COMMANDS,
         }
 
-    return crossed_rows(rng, halves, join)
+    return crossed_rows(rng, WHOLE_HOUSES, lambda level: house_halves(rng, level), join)
 
 
-def house_half(rng, level):
-    """Layers of a small house, with air above it up to the height of all halves."""
+def house_halves(rng, level):
+    """The layers of either side of a random house, with air above, all of one height."""
     layers = house_layers(rng, level)
     air = ["A" * len(row) for row in layers[0]]
-    return layers + [air] * (HALF_LAYERS - len(layers))
+    layers += [air] * (HOUSE_LAYERS - len(layers))
+    middle = len(air[0]) // 2
+    left = [[row[:middle] for row in layer] for layer in layers]
+    return left, [[row[middle:] for row in layer] for layer in layers]
 
 
 # ======================================== files ========================================

@@ -280,6 +280,15 @@ def test_private_halves_tell_nothing_of_each_other(name):
     assert {text for item in task.eval for text in task.observe(item)} == seen
 
 
+def test_private_builders_are_told_of_their_own_blocks_alone():
+    task = envs.make("housebuild:private")
+    for item in task.train[:60]:
+        for text in task.observe(item):
+            named = re.search(r"Blocks: (.*)\.\n", text)[1].split(", ")
+            boxes = text.split("the rest air:\n")[1].splitlines()
+            assert set(named) == {box.split()[-1] for box in boxes}
+
+
 def test_builders_who_know_their_own_halves_can_build_it_all():
     task = envs.make("strbuild:private")
     for item in task.train[:60]:
