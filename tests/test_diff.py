@@ -43,7 +43,7 @@ def test_siblings_differ_within_the_budget(first, second, lines, count):
     assert len(re.findall(r"^[0-9]", out, re.MULTILINE)) <= count
 
 
-@pytest.mark.parametrize(("first", "second"), itertools.combinations(NAMES, 2))
+@pytest.mark.parametrize(("first", "second"), [*itertools.combinations(NAMES, 2)])
 def test_what_two_scripts_share_is_the_same_word_for_word(first, second):
     """Every function and class of one name, but for those that are the algorithm; of these, the
     differing lines are few and listed."""
@@ -74,7 +74,7 @@ def test_what_stands_outside_of_functions_is_the_same():
     assert legends[0] == legends[1] == legends[2]
 
 
-@pytest.mark.parametrize(("first", "second"), itertools.pairwise(NAMES))
+@pytest.mark.parametrize(("first", "second"), [*itertools.pairwise(NAMES)])
 def test_no_hunk_is_only_formatting(first, second):
     for ours, theirs in hunks(TEXT[first], TEXT[second]):
         assert "".join("".join(ours).split()) != "".join("".join(theirs).split()), (ours, theirs)

@@ -162,7 +162,7 @@ def test_flags_that_are_named_exist():
     for name in SCRIPTS:
         fields |= set(import_module(name).Args.__dataclass_fields__)
     others = "help logdir dist durations nproc-per-node shutdown-timeout"
-    others += " fit batches script kills programs no-deps report"
+    others += " fit batches script kills programs no-deps report items samples"
     for page, text in PAGES.items():
         for flag in re.findall(r"(?<![\w-])--([a-z][a-z-]+)", text):
             name = flag.removeprefix("no-").replace("-", "_")
