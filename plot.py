@@ -401,7 +401,10 @@ def study_table(cells, parts=tuple(study.PARTS)):
 def readme_table(rows):
     """That of the main part of the study, for README.md; no lines without any of its runs."""
     cells = study.find(rows)
-    return study_table(cells, ["main"]) if study.of_part(cells, "main") else []
+    if not study.of_part(cells, "main"):
+        return []
+    lines = study_table(cells, ["main"])
+    return ["|" + line.split("|", 2)[2] for line in lines]  # without the name of the part
 
 
 def comparison_table(cells):
