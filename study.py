@@ -39,10 +39,13 @@ class Problem:
     steps: int
     eval_every: int  # ten points a curve at least, at equal steps
     turns: int | None = None  # the task's own by default
+    dataset: str | None = None  # the embedded items by default
 
     @property
     def title(self):
         """Name in tables and figures."""
+        if self.dataset:
+            return f"{self.task}, items of private"
         if self.turns is None:
             return self.task
         return f"{self.task}, {self.turns} turn{'s'[: self.turns - 1]}"
@@ -50,6 +53,7 @@ class Problem:
     def flags(self, steps=None):
         """Flags of its runs, or of runs of other env steps."""
         flags = "" if self.turns is None else f"--num-turns {self.turns} "
+        flags += f"--dataset {self.dataset} " if self.dataset else ""
         every = self.eval_every
         if steps is not None:
             every = max(1, every * steps // self.steps)
@@ -62,13 +66,17 @@ STRBUILD, HOUSEBUILD = Problem("strbuild", 6144, 9), Problem("housebuild", 6144,
 TURNS = [Problem("strbuild", 6144, 36 // turns, turns) for turns in (1, 2, 8)]
 SPARSE = Problem("strbuild:sparse=80", 6144, 9)
 PRIVATE = [Problem(f"{game}:private", 6144, 9) for game in ("strbuild", "housebuild")]
+SHOWN = [  # the items of PRIVATE, of which all is shown to both
+    Problem(game, 6144, 9, dataset=f"data/{game}_private.jsonl")
+    for game in ("strbuild", "housebuild")
+]
 CLIMBING = Problem("climbing", 2048, 3)
 GAMES = [STRBUILD, HOUSEBUILD]
 
 PARTS = {  # part: its problems; shared ones are played once
     "main": [TLDR, ARXIV, CODING, *GAMES],
     "horizon": [*TURNS[:2], STRBUILD, TURNS[2], SPARSE],
-    "information": [*GAMES, *PRIVATE],
+    "information": [*SHOWN, *PRIVATE],
     "control": [CLIMBING],
 }
 FEWER = [OURS, "CoLLM-DC", "MC rloo"]  # methods of horizon and information
@@ -84,6 +92,7 @@ GROUPS = {  # of problems that are compared as one, and the methods that CC is c
     "strbuild, 8 turns": (TURNS[2:], FEWER[1:]),
     "strbuild, sparse": ([SPARSE], FEWER[1:]),
     "games, private": (PRIVATE, FEWER[1:]),
+    "games, items of private, all shown": (SHOWN, FEWER[1:]),
     "climbing": ([CLIMBING], OTHERS),
 }
 COMPARISONS = [(group, other) for group, (_, others) in GROUPS.items() for other in others]
