@@ -525,14 +525,17 @@ def tenths(values):
 
 
 def starts(run):
-    """[(commit, command)] of each start, from the log that benchmark.sh keeps beside a run."""
+    """[(commit, command)] of each start, from the log that benchmark.sh keeps beside a run.
+
+    The interpreter is named without its folder, which is nobody else's.
+    """
     log = run.path.with_name(f"{run.path.name}.log")
     lines = log.read_text().splitlines() if log.exists() else []
     begun = []
     for line in lines:
         if line.startswith("+ "):
-            _, commit, command = line.split(" ", 2)
-            begun.append((commit, command))
+            _, commit, interpreter, words = line.split(" ", 3)
+            begun.append((commit, f"{Path(interpreter).name} {words}"))
     return begun
 
 

@@ -96,7 +96,8 @@ def test_sweep_reports_failures_skips_what_is_done_and_resumes(project):
     row = rows(project)[done]
     assert (row["start/score"], row["end/score"], row["seed"]) == ("10.0", "50.0", "1")
     assert (
-        row["command"] == f"{sys.executable} collm_cc.py --task coding --seed 1 --run-name {done}"
+        row["command"]
+        == f"{Path(sys.executable).name} collm_cc.py --task coding --seed 1 --run-name {done}"
     )
     assert "threads 1" in (project / f"runs/{done}.log").read_text()
 
@@ -167,7 +168,7 @@ def test_a_study_is_what_study_py_lists(project):
     row = rows(project)[last]
     flags = "--baseline rloo --total-env-steps 2048 --eval-every 3"
     command = f"climbing.py mc_baseline --task climbing --seed 2 --run-name {last} {flags}"
-    assert row["command"] == f"{sys.executable} {command}"
+    assert row["command"] == f"{Path(sys.executable).name} {command}"
     assert row["env_steps"] == "2048"
     # Only what has finished, and is the study's, loses its checkpoints
     assert [path.parent for path in project.glob("runs/*/*.pt")] == [other]

@@ -172,7 +172,7 @@ def test_tables_curves_and_rows(tmp_path, capsys, monkeypatch):
     make_run(runs, "alone", scores=((0, 10.0), (4000, 70.0)), num_agents=1, **default)
     make_run(runs, "open", scores=((0, 30.0), (64, 31.0)), **default)
     (runs / "cc1.log").write_text(
-        "+ abc1 python collm_cc.py --seed 1\nnoise\n+ abc2 python collm_cc.py --resume x\n"
+        "+ abc1 /a/b/python collm_cc.py --seed 1\nnoise\n+ abc2 python collm_cc.py --resume x\n"
     )
     plot.main(plot.Args(runs=runs, results=results))
     told = capsys.readouterr().out
