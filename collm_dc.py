@@ -35,6 +35,11 @@ from math import comb, inf
 from pathlib import Path
 from typing import Literal
 
+# Threads of GNU OpenMP that wait for each other spin this often, then sleep. Without a limit, two
+# runs that share cores take turns spinning; torch reads it when it is imported (docs/speed.md).
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
 import numpy as np
 import torch
 import tyro
@@ -83,8 +88,8 @@ class Args:
     """raw reward at which an episode ends early; the task's own by default"""
     reward_shift: float | None = None
     """added to every raw reward; the task's own by default"""
-    total_env_steps: int = 2048
-    """joint actions to train for; the last iteration is played to its end"""
+    total_env_steps: int | None = None
+    """joint actions to train for, the last iteration to its end; the task's own by default"""
     num_envs: int | None = None
     """episodes of an iteration (B); the task's own by default"""
     num_minibatches: int = 1
@@ -118,7 +123,7 @@ class Args:
     eval_every: int = 10
     """iterations between evaluations on held-out items; 0: only at the start and the end"""
     eval_episodes: int = 128
-    """most episodes of an evaluation: four of each of the first held-out items"""
+    """most episodes of an evaluation, 64 at once or more: four of each of the first items"""
     save_every: int = 25
     """iterations between checkpoints; 0: only at the start and the end"""
     resume: str | None = None
@@ -1203,7 +1208,7 @@ def evaluate(task, agents, args: Args, writer, global_step: int, samples: int = 
     start = time.time()
     items = task.eval[: max(1, args.eval_episodes // samples)]
     mine = start_episodes([item for item in items for _ in range(samples)], len(agents))
-    at_once = args.num_envs // world_size()  # as in training
+    at_once = max(args.num_envs, 64) // world_size()
     for k in range(0, len(mine), at_once):
         rollout(task, mine[k : k + at_once], agents, args, "evaluation", 0)
     episodes = gather(mine)
@@ -1447,6 +1452,8 @@ def log_training(writer, bar, args: Args, global_step: int, episodes, metrics, t
 def build(task, args: Args, device: torch.device):
     """The models of a team, checked: what can not work is refused here."""
     args.num_envs = args.num_envs or task.num_envs
+    if args.total_env_steps is None:
+        args.total_env_steps = task.total_env_steps
     args.num_turns = task.num_turns
     divisor = args.num_minibatches * world_size()
     if args.num_envs % divisor > 0:

@@ -60,6 +60,7 @@ class Task:
     agents = None  # allowed numbers of agents, as a tuple; None: any number
     num_turns = 1
     num_envs = 64  # default number of episodes of an iteration: fewer where they have more turns
+    total_env_steps = 2048  # default length of a run, in joint actions: a few minutes
     reward_shift = 0.0  # added to the raw reward of every turn (paper, section 5)
     max_reward = 1.0  # the best raw reward; metric `score` is the raw reward in % of it
     success = 1.0  # raw reward at which an episode ends early
@@ -345,7 +346,7 @@ class Coding(Task):
 
     name = "coding"
     agents = (1, 2)
-    num_turns = 2
+    num_turns, total_env_steps = 2, 4096  # each problem is met often enough to be known again
     reward_shift = -4.0
     max_reward = 4.0
     success = 4.0

@@ -187,7 +187,7 @@ def settings(run):
         defaults = asdict(import_module(script).Args())
     if "num_envs" in defaults:  # None is the task's own, which args.json has
         task = import_module("climbing").envs.TASKS.get(kind(run.args["task"]))
-        for name in ("num_envs", "num_turns"):
+        for name in ("num_envs", "num_turns", "total_env_steps"):
             defaults[name] = getattr(task, name, None)
     changed = {}
     for name, value in run.args.items():

@@ -285,6 +285,8 @@ def test_what_the_task_fills_in_is_no_setting(tmp_path):
     assert run.args["num_envs"] == 16 != envs.Task.num_envs
     assert run.args["num_turns"] == 4 != envs.Task.num_turns
     assert plot.settings(run) == {"total_env_steps": 128}
+    whole = plot.read_run(make_run(tmp_path, "c", total_env_steps=4096))  # of coding
+    assert plot.settings(whole) == {}
     assert "num_envs" in plot.settings(
         plot.read_run(make_run(tmp_path, "b", task="strbuild", num_envs=64))
     )

@@ -428,6 +428,22 @@ def test_resume_refuses_other_arguments_and_other_scripts(elsewhere):
         train_short(collm_cc, "first")
 
 
+def test_threads_that_wait_give_up_their_core_unless_the_environment_says_otherwise():
+    """By default two runs on the same cores would keep each other from working, by spinning."""
+    told = "import os, collm_cc, torch; print(os.environ.get('GOMP_SPINCOUNT'))"
+    for given, count in [
+        ({}, "2000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"),
+    ]:
+        env = {name: x for name, x in os.environ.items() if "OMP_" not in name} | given
+        options = {"env": env, "capture_output": True, "text": True, "cwd": ROOT}
+        assert subprocess.run([sys.executable, "-c", told], **options).stdout.strip() == count
+    for name in ("collm_cc", "collm_dc", "mc_baseline"):  # torch reads it when it is imported
+        text = (ROOT / f"{name}.py").read_text()
+        assert 0 < text.index('"GOMP_SPINCOUNT"') < text.index("import torch")
+
+
 def test_command_line(elsewhere):
     """As a user runs it, in a process of its own and copied with what it reads to an empty folder.
     The command line is the same code for all three."""
