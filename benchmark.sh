@@ -30,15 +30,18 @@ sweep or a study skips what has finished, resumes what has a checkpoint and star
 run that fails is reported with the end of its log and does not stop the others; the sweep then ends
 with exit code 1. At its end plot.py writes a row for each finished run to results/runs.csv, and
 tables and figures beside it. A study does so after each seed, and then deletes the checkpoints of
-its finished runs, which would fill a disk; their agents stay.
+its finished runs, which would fill a disk; their agents stay. A study, which may take several
+machines, also skips what has a row in results/runs.csv; delete that file to play all of it anew.
 EOF
 }
 
 cores() { nproc 2>/dev/null || sysctl -n hw.ncpu; }
 
-# A row of runs.csv whose folder is not here is history and skips nothing
+# A row of runs.csv whose folder is not here is of another machine: it counts in a study alone
 # (a name with commas, from the options of a task, stands in quotes there).
-finished() { [[ -d runs/$1 ]] && grep -q "^\"\?$1\"\?," results/runs.csv 2>/dev/null; }
+finished() {
+  [[ -d runs/$1 || -n ${IN_STUDY:-} ]] && grep -q "^\"\?$1\"\?," results/runs.csv 2>/dev/null
+}
 
 one() { # SCRIPT TASK SEED [FLAG ...]: one run, skipped, resumed or new; returns 1 if it fails
   local script=$1 task=$2 seed=$3 flags="${*:4} $ARGS" name log program command
@@ -106,6 +109,7 @@ sweep() {
 
 study() {
   local failed=0 lines seed run
+  export IN_STUDY=1
   begin
   # shellcheck disable=SC2086 # PART and STEPS may be several words, or none
   lines=$("$PYTHON" study.py $PART ${STEPS:+--steps $STEPS})

@@ -357,6 +357,8 @@ def max_length(model: nn.Module) -> float:
     limits = [getattr(config, "max_position_embeddings", None) or inf]
     if hasattr(config, "floor_scale"):  # Llama 4 counts columns of a cache, a prompt beyond all
         limits.append(config.floor_scale // 2)
+    if any(x.dtype == torch.bool and x.dim() == 4 for x in model.buffers()):
+        limits.append(limits[0] // 2)  # so do layers with a mask of their own (GPT-Neo)
     ropes = getattr(config, "rope_parameters", None) or {}
     for rope in (ropes, *ropes.values()):  # one of all layers, or one of each kind of them
         if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
@@ -367,7 +369,7 @@ def max_length(model: nn.Module) -> float:
 def shortest_window(model: nn.Module) -> float:
     """Tokens that all layers of a model attend to at once."""
     config = model.config.get_text_config()
-    names = ["sliding_window", "attention_chunk_size"]
+    names = ["sliding_window", "attention_chunk_size", "window_size"]
     return min(getattr(config, name, None) or inf for name in names)
 
 
@@ -1254,8 +1256,6 @@ def check_layers(model: nn.Module) -> None:
     kinds = {type(layer) for layer in DynamicCache(config=config).layers}
     if model._is_stateful or not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
         raise UserError("its layers keep a state, which episodes can not share and leave")
-    if any(x.dtype == torch.bool and x.dim() == 4 for x in model.buffers()):
-        raise UserError("its layers have a mask of their own, which counts padding")
 
 
 def check_causal(name: str, model: nn.Module) -> int:

@@ -512,7 +512,7 @@ class Game(Task):
     cap), the rest of an observation; needs(item, grid) -> {wrong cell: block that it should be};
     spell({cell: label}) -> text."""
 
-    num_turns, num_envs = 4, 16
+    num_turns, num_envs, total_env_steps = 4, 16, 1536
     options = Task.options | {"private": False}
 
     def items(self):

@@ -64,6 +64,13 @@ LLAMA4 = {
     "no_rope_layers": [1, 0],
     "floor_scale": 2 * LONGEST,
 }
+GPT_NEO = {
+    "hidden_size": 32,
+    "num_layers": 2,
+    "num_heads": 4,
+    "attention_types": [[["global", "local"], 1]],
+    "max_position_embeddings": 2 * LONGEST,
+}
 VISION = {
     "hidden_size": 24,
     "intermediate_size": 32,
@@ -102,6 +109,8 @@ TRAINED = {
     ),
     "phimoe": ("Phimoe", {**PLAIN, **LOCAL_EXPERTS}),
     "gpt2": ("GPT2", GPT2),
+    "gpt_neo": ("GPTNeo", GPT_NEO),
+    "gpt_neo_window": ("GPTNeo", {**GPT_NEO, "window_size": 16}),
     "gpt_neox": ("GPTNeoX", {**PLAIN, "rotary_pct": 0.5}),
     "gptj": ("GPTJ", {**GPT2, "rotary_dim": 4}),
     "gpt_bigcode": ("GPTBigCode", GPT2),
@@ -180,17 +189,7 @@ REFUSED = {
         },
         "keep a state",
     ),
-    "gpt_neo": (
-        "GPTNeo",
-        {
-            "hidden_size": 32,
-            "num_layers": 2,
-            "num_heads": 4,
-            "attention_types": [[["global", "local"], 1]],
-            "max_position_embeddings": LONGEST,
-        },
-        "a mask of their own",
-    ),
+    "gpt_neo_short": ("GPTNeo", {**GPT_NEO, "max_position_embeddings": 64}, "reads 32"),
     "bert": ("Bert", {**PLAIN, "is_decoder": False}, "not causal"),
     "gemma3_encoder": (
         "Gemma3Text",

@@ -185,6 +185,20 @@ def test_a_study_is_what_study_py_lists(project):
     assert not (project / "results/learning_curves.png").exists()
 
 
+def test_a_study_goes_on_where_another_machine_left_it(project):
+    """Rows are committed, run folders are not; a sweep, which anyone may want to see, is played."""
+    words = "PART=control", "SEEDS=2", "JOBS=2"
+    assert sweep(project, "study", *words).returncode == 0
+    before = rows(project)
+    assert sweep(project, "SEEDS=1", "JOBS=1", "TASKS=tldr").returncode == 0
+    shutil.rmtree(project / "runs")
+    again = sweep(project, "study", *words)
+    assert again.stdout.count("skip    ") == 4 and "start " not in again.stdout
+    assert rows(project).items() >= before.items()
+    anew = sweep(project, "SEEDS=1", "JOBS=1", "TASKS=tldr")
+    assert anew.stdout.count("done    ") == 3
+
+
 def test_a_wrong_part_is_told(project):
     run = sweep(project, "study", "PART=mian")
     assert run.returncode != 0 and "mian" in run.stderr + run.stdout

@@ -17,6 +17,7 @@ import envs
 
 CPU = torch.device("cpu")
 WINDOWS = ["mistral_window", "gemma2_window", "gemma3_window", "gpt_oss_window", "llama4_chunk"]
+WINDOWS += ["gpt_neo_window"]
 DENSE = ["llama", "gemma2", "gptj", "bloom", "phi3_longrope", "gpt2"]
 EXPERTS = ["qwen3_moe", "mixtral", "gpt_oss", "llama4", "deepseek_v3"]
 LAYERS_WITH_NOISE = ["opt", "phimoe", "gpt2", "falcon_alibi", "gemma2", "qwen3_moe"]
@@ -169,7 +170,7 @@ def test_windows_shorter_than_a_history(name, folder_of):
     assert sum(len(e.tokens[0]) > 3 * 16 for e in episodes) > 5
     folder = Path(folder_of(name))
     config = transformers.AutoConfig.from_pretrained(folder)
-    for window in ("sliding_window", "attention_chunk_size"):
+    for window in ("sliding_window", "attention_chunk_size", "window_size"):
         if getattr(config, window, None):
             setattr(config, window, 10**6)
     options = {"dtype": torch.float64, "experts_implementation": "eager"}
