@@ -14,7 +14,14 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 
+import sandbox  # noqa: E402
+
 transformers.utils.logging.disable_progress_bar()
+
+# Zygotes bear a mark, so that a test tells those of its own process from another worker's
+ZYGOTE_MARK = f"# of the test process {os.getpid()}\n"
+far_side_source = sandbox.far_side_source
+sandbox.far_side_source = lambda caged: far_side_source(caged) + ZYGOTE_MARK
 
 
 @pytest.fixture(autouse=True)

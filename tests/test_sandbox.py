@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import soak_sandbox
+from conftest import ZYGOTE_MARK
 from kill_and_resume import gone
 from soak_sandbox import family
 
@@ -62,7 +63,7 @@ def leftovers():
                 parents[int(entry.name)] = int(
                     (entry / "stat").read_text().rsplit(")", 1)[1].split()[1]
                 )
-                if b"class Worker:" in (entry / "cmdline").read_bytes():
+                if ZYGOTE_MARK.encode() in (entry / "cmdline").read_bytes():
                     marked.add(int(entry.name))
             except (OSError, IndexError):
                 pass
