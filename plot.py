@@ -3,9 +3,9 @@
 
 python plot.py
     a row for each finished run in runs/ to results/runs.csv; then, from all its rows,
-    results/tables.md and the figures: study_{part}.png and study_comparisons.png of the study's
-    runs (study.py says which), learning_curves.png of others; prints
-    the table of the study's main part
+    results/tables.md and the figures: study_{part}.png, study_critics.png and
+    study_comparisons.png of the study's runs (study.py says which), learning_curves.png of
+    others; prints the table of the study's main part
 python plot.py csv
     runs.csv only
 python plot.py render runs/NAME
@@ -52,6 +52,7 @@ NOT_A_SETTING += ["microbatch_tokens", "gradient_checkpointing"]
 TEAM = {"collm_cc": "CoLLM-CC", "collm_dc": "CoLLM-DC", "mc_baseline": "MAGRPO"}
 ALONE = {"collm_cc": "AC (CC)", "collm_dc": "AC (DC)", "mc_baseline": "GRPO"}  # --num-agents 1
 NAMES = [*study.METHODS, *ALONE.values()]  # each has its colour everywhere
+CRITICS = ["CoLLM-CC", "CoLLM-DC"]  # methods that have one
 GAMES = ["strbuild", "housebuild"]
 
 
@@ -609,8 +610,19 @@ def legend_beside(figure, axes):
     figure.legend(entries.values(), entries, **place)
 
 
-def draw_curves(shown, path):
-    """{title: {method: rows}}: one panel for each title; IQM over seeds and its 95% interval."""
+def critic_curve(row):
+    """(env steps, explained variance) of the tenths of a run, each at its middle."""
+    middles = (np.arange(10) + 0.5) / 10 * number(row, "env_steps")
+    values = np.array(json.loads(row["explained_variance"]), float)
+    known = ~np.isnan(values)
+    return middles[known], values[known]
+
+
+def draw_curves(shown, path, curve=study.curve, name_of_y="held-out score, %", limits=None):
+    """{title: {method: rows}}: one panel for each title; IQM over seeds and its 95% interval.
+
+    curve gives (env steps, values) of a row; limits are of these values.
+    """
     columns = min(3, len(shown))
     height = -(-len(shown) // columns)
     size = 3.6 * columns, 2.8 * height
@@ -619,13 +631,14 @@ def draw_curves(shown, path):
         axis.axis("off")
     for axis, (title, methods) in zip(axes.flat, shown.items()):
         for name, rows in methods.items():
-            steps, middle, low, high = mean_curve([study.curve(row) for row in rows])
+            steps, middle, low, high = mean_curve([curve(row) for row in rows])
             look = {"color": colour_of(name), "linewidth": 1.8, "marker": "o", "markersize": 3}
             axis.plot(steps, middle, label=name, **look)
             axis.fill_between(steps, low, high, color=colour_of(name), alpha=0.2, linewidth=0)
         counts = sorted({len(rows) for rows in methods.values()})
         seeds = " to ".join(map(str, counts[:: max(1, len(counts) - 1)]))
-        axis.set(title=f"{title}, n = {seeds}", xlabel="env steps", ylabel="held-out score, %")
+        axis.set(title=f"{title}, n = {seeds}", xlabel="env steps", ylabel=name_of_y)
+        axis.set_ylim(limits)
         axis.grid(alpha=0.3)
     legend_beside(figure, axes.flat)
     save(figure, path)
@@ -650,12 +663,21 @@ def draw_comparisons(made, path):
 
 
 def draw_all(rows, folder):
-    """A figure of each part of the study, of its comparisons, and of the other runs."""
+    """Figures of each part of the study, its critics, its comparisons, and of the other runs."""
     cells = study.find(rows)
     for part in study.PARTS:
         shown = study.of_part(cells, part)
         if shown:
             draw_curves(shown, folder / f"study_{part}.png")
+    critics = {}
+    for problem, methods in cells.items():
+        for name in CRITICS:
+            known = [row for row in methods.get(name, []) if len(critic_curve(row)[0])]
+            if known:
+                critics.setdefault(problem.title, {})[name] = known
+    if critics:
+        look = "explained variance", (-0.2, 1)
+        draw_curves(critics, folder / "study_critics.png", critic_curve, *look)
     made = [x for x in study.compare(cells) if x.made]
     if made:
         draw_comparisons(made, folder / "study_comparisons.png")

@@ -237,6 +237,13 @@ def test_tenths_of_a_run():
     assert plot.tenths(np.array([1.0, 2.0])) == [1.0, 2.0, *[None] * 8]
 
 
+def test_a_critics_curve_has_a_point_in_the_middle_of_each_tenth_that_is_known():
+    values = [None, 0.25, 0.5, *[None] * 6, 1.0]
+    row = {"env_steps": "2000", "explained_variance": json.dumps(values)}
+    steps, known = plot.critic_curve(row)
+    assert steps.tolist() == [300.0, 500.0, 1900.0] and known.tolist() == [0.25, 0.5, 1.0]
+
+
 def test_rows_of_runs_that_are_gone_stay(tmp_path):
     (tmp_path / "runs.csv").write_text("run,task,old\ngone,tldr,1\nopen,coding,2\n")
     done, begun = make_run(tmp_path, "done"), make_run(tmp_path, "open", total_env_steps=1000)

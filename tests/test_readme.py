@@ -98,7 +98,7 @@ def test_every_file_named_is_there():
     for path in [*ROOT.glob("*.py"), *ROOT.glob("*.sh")]:
         assert path.name in named
     made = ["results/runs.csv", "results/tables.md", "results/learning_curves.png"]
-    made += [f"results/study_{part}.png" for part in (*study.PARTS, "comparisons")]
+    made += [f"results/study_{part}.png" for part in (*study.PARTS, "critics", "comparisons")]
     folders = "docs|tests|data|models|results"
     for name in re.findall(rf"`((?:{folders})/[\w./]*)`", "".join(PAGES.values())):
         assert name in made or "NAME" in name or (ROOT / name).exists(), name

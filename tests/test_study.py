@@ -201,6 +201,7 @@ def make_rows(finals, problem, seeds=study.SEEDS):
                     "settings": json.dumps(settings),
                     "env_steps": str(problem.steps),
                     "curve": json.dumps(curve),
+                    "explained_variance": json.dumps([None] + [0.5] * 9),
                     "start/score": "20.0",
                 }
             )
@@ -311,7 +312,7 @@ def test_tables_and_figures_of_a_study(tmp_path, capsys):
     assert levels[2] == "70" and "(10/10)" in levels[6] and levels[7] == "> 6144 (0/10)"
     levels = line_of(lines, "coding", "MC rloo", below="sample efficiency")
     assert levels[6] == "> 6144 (0/10)" and "(10/10)" in levels[5]
-    for name in ("main", "horizon", "control", "comparisons"):
+    for name in ("main", "horizon", "control", "critics", "comparisons"):
         assert (tmp_path / f"study_{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "learning_curves.png").exists()  # of seeds that are no part of the study
     assert not (tmp_path / "study_information.png").exists()  # none of its runs is there
