@@ -705,7 +705,7 @@ class HouseBuild(Game):
     harm = 0.1  # what spiders take that could kill the player
     options = Game.options | {"feedback": ("score", "position", "perfect")}
     reward_shift, max_reward, success = -1.0, 1.0, 1.0
-    max_new_tokens = 48  # with longer ones later turns get worse (docs/study.md)
+    max_new_tokens = 48  # with longer ones later turns get worse (docs/critics.md)
 
     def parse(self, row):
         return house_design(row)

@@ -293,7 +293,8 @@ def test_a_task_without_envs(elsewhere):
 
 
 def test_the_tour(tmp_path):
-    """Its commands and its program, one after the other, on a copy and with a shorter training."""
+    """Its commands and its program, one after the other, as a user runs them: on a copy, in
+    processes of their own, but with a shorter training."""
     page = (ROOT / "docs/tour.md").read_text()
     blocks = re.findall(r"```(bash|python)\n(.*?)```", page, re.DOTALL)
     code = [line for _, block in blocks for line in block.splitlines() if line]
@@ -318,6 +319,9 @@ def test_the_tour(tmp_path):
         words = ["bash", "-ec", block] if kind == "bash" else ["python", "-c", block]
         run = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
+        if "collm_dc.py" in block:
+            for shown in ("held-out at step 0: ", "SPS=", "return="):
+                assert shown in run.stderr
     assert {"tour.png", "learning_curves.png"} <= {x.name for x in tmp_path.glob("results/*")}
     assert run.stdout.startswith("turn 0: reward ")
 
