@@ -12,6 +12,7 @@ from pathlib import Path
 import explainable
 import gradient_variance
 import pytest
+import texts
 import tyro
 from matplotlib.image import imread
 
@@ -107,11 +108,11 @@ def test_every_file_named_is_there():
 # ============================================ commands ============================================
 def command_lines():
     """(script, flags) of all command lines in README, docs and the heads of the scripts."""
-    texts = dict(PAGES)
+    pages = dict(PAGES)
     for name in SCRIPTS:
-        texts[Path(f"{name}.py")] = (ROOT / f"{name}.py").read_text().split("\n# Shapes")[0]
+        pages[Path(f"{name}.py")] = (ROOT / f"{name}.py").read_text().split("\n# Shapes")[0]
     found = set()
-    for path, text in texts.items():
+    for path, text in pages.items():
         for name, flags in re.findall(r"\b(\w+)\.py( --[^\n`|#)]*)", text):
             if name == "SCRIPT":
                 name = path.stem if path.stem in SCRIPTS else "collm_cc"
@@ -151,6 +152,8 @@ def test_commands_of_helpers_are_ones_that_they_take():
         assert tyro.cli(explainable.Args, args=shlex.split(flags))
     for flags in re.findall(r"gradient_variance\.py( --[^`]*)`", text):
         assert tyro.cli(gradient_variance.Args, args=shlex.split(flags))
+    for flags in re.findall(r"texts\.py( --[^`]*)`", text):
+        assert tyro.cli(texts.Args, args=shlex.split(flags))
     for words in re.findall(r"python study\.py([^`]*)`", text):
         assert tyro.cli(study.Args, args=shlex.split(words))
     for words in re.findall(r"python plot\.py([^`\n]*)[`\n]", text):
@@ -162,7 +165,7 @@ def test_flags_that_are_named_exist():
     for name in SCRIPTS:
         fields |= set(import_module(name).Args.__dataclass_fields__)
     others = "help logdir dist durations nproc-per-node shutdown-timeout"
-    others += " fit batches script kills programs no-deps report items samples"
+    others += " fit batches script kills programs no-deps report items samples base"
     for page, text in PAGES.items():
         for flag in re.findall(r"(?<![\w-])--([a-z][a-z-]+)", text):
             name = flag.removeprefix("no-").replace("-", "_")
