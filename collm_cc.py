@@ -106,7 +106,7 @@ class Args:
     """lambda of GAE over turns; 0 is the paper's one-step TD error"""
     actor_lr: list[float] = field(default_factory=lambda: [3e-4])
     """learning rate: one for all agents or one each; 0 freezes an agent"""
-    critic_lr: float = 5e-4
+    critic_lr: float = 1e-3
     """learning rate of the critic"""
     critic_model: str | None = None
     """Hub id or folder of the critic's body; by default that of the agent (of the first agent)"""
@@ -1065,27 +1065,22 @@ def stack_rewards(episodes: list[Episode], num_turns: int, agents):
 
 
 def critic_step(critic: Critic, episodes, rewards, live, args: Args) -> torch.Tensor:
-    """Gradient steps of a critic; gives the values before it learns from them, (T, B, 1)."""
+    """One gradient step of a critic; gives the values before it, (T, B, 1)."""
     rewards = rewards[..., :1]  # (T, B, 1), the same for all agents
     values = torch.zeros_like(rewards)  # (T, B, 1)
+    num_live = all_sum(live.sum())
     tokens, ends = zip(*[critic.encode(e, len(e.rewards)) for e in episodes], strict=True)
     _, sd = critic.scale()  # (T,)
-    for step in range(8):  # a single one would teach it too little
-        part = [k for k, e in enumerate(episodes) if e.number % 8 == step]
-        num_live = all_sum(live[:, part].sum())
-        if num_live == 0:
-            continue
-        for places in microbatches([len(tokens[k]) for k in part], args.microbatch_tokens):
-            rows = [part[k] for k in places]
-            v = critic([tokens[k] for k in rows], [ends[k] for k in rows], len(live))[..., None]
-            values[:, rows] = v.detach()
-            # Critic target: r_t + gamma V(h_{t+1}), as V + TD error; a lambda-return with GAE
-            batch = rewards[:, rows], v.detach(), live[:, rows]
-            target = v.detach() + gae(*batch, args.gamma, args.gae_lambda)  # (T, b, 1)
-            # Critic loss: mean over live turns of ((V(h_t) - target) / sd_t)^2
-            loss = (((v - target) / sd[:, None, None]) ** 2).sum() / num_live
-            (args.vf_coef * loss).backward()
-        optimize(critic, args.max_grad_norm)
+    for rows in microbatches([len(x) for x in tokens], args.microbatch_tokens):
+        v = critic([tokens[k] for k in rows], [ends[k] for k in rows], len(live))[..., None]
+        values[:, rows] = v.detach()
+        # Critic target: r_t + gamma V(h_{t+1}), as V + TD error; a lambda-return with GAE
+        batch = rewards[:, rows], v.detach(), live[:, rows]
+        target = v.detach() + gae(*batch, args.gamma, args.gae_lambda)  # (T, b, 1)
+        # Critic loss: mean over live turns of ((V(h_t) - target) / sd_t)^2
+        loss = (((v - target) / sd[:, None, None]) ** 2).sum() / num_live
+        (args.vf_coef * loss).backward()
+    optimize(critic, args.max_grad_norm)
     return values
 
 
@@ -1136,7 +1131,7 @@ def actor_step(i: int, agent: Agent, episodes, advantages, live, args: Args):
 
 
 def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int):
-    """One gradient step of each agent for each minibatch of whole episodes.
+    """One gradient step of each model for each minibatch of whole episodes.
 
     Gives {metric: [agent]}, means over the minibatches and over the episodes of all ranks.
     """
@@ -1147,7 +1142,7 @@ def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int
         # 1. Rewards r_t and returns-to-go G_t, and which turns each episode played
         rewards, live = stack_rewards(minibatch, num_turns, agents)  # (T, B, N), (T, B)
         returns = gae(rewards, torch.zeros_like(rewards), live, args.gamma, 1.0)  # (T, B, N)
-        # 2. Values V(h_t): one pass of each critic, which learns on its way
+        # 2. Values V(h_t), and a step of each critic
         values = torch.zeros_like(rewards)  # (T, B, N)
         for critic in critics:
             critic.learn_scale(returns[..., 0], live)

@@ -1063,7 +1063,7 @@ def baselines(returns, live, num_generations: int, kind: str) -> torch.Tensor:
 
 
 def update(episodes, agents, critics, num_turns: int, args: Args, iteration: int):
-    """One gradient step of each agent for each minibatch of whole episodes.
+    """One gradient step of each model for each minibatch of whole episodes.
 
     Gives {metric: [agent]}, means over the minibatches and over the episodes of all ranks.
     """

@@ -683,9 +683,6 @@ def discounted(rewards, gamma):
     return sum(gamma**s * r for s, r in enumerate(rewards))
 
 
-STEPS = 8  # of a critic, each on every eighth episode
-
-
 def scales(episodes, gamma):
     """[(mean, sd)] of the returns of each turn."""
     returns = [[] for _ in range(max(len(e.rewards) for e in episodes))]
@@ -703,24 +700,23 @@ def reference_values(critic, e, scale):
     return [mean + sd * critic.head(hidden[end])[0] for end, (mean, sd) in pairs]
 
 
-def critic_losses(episodes, critic, args):
-    """The losses of a critic's steps, one sample at a time, if it did not learn between them."""
-    losses, scale = [0.0] * STEPS, scales(episodes, args.gamma)
-    for k, e in enumerate(episodes):
-        live = sum(len(x.rewards) for x in episodes[k % STEPS :: STEPS])
+def critic_loss(episodes, critic, args):
+    """The loss of a critic, one sample at a time."""
+    live, scale = sum(len(e.rewards) for e in episodes), scales(episodes, args.gamma)
+    loss = 0.0
+    for e in episodes:
         v = reference_values(critic, e, scale)
         for t, reward in enumerate(e.rewards):
             target = reward + (args.gamma * v[t + 1].item() if t + 1 < len(v) else 0.0)
-            error = (v[t] - target) / scale[t][1]
-            losses[k % STEPS] = losses[k % STEPS] + args.vf_coef * error**2 / live
-    return losses
+            loss = loss + args.vf_coef * ((v[t] - target) / scale[t][1]) ** 2 / live
+    return loss
 
 
 def reference_losses(script, episodes, agents, critics, args):
     """The losses of one minibatch, one sample at a time; scalars with gradients, critics first."""
     num, live = len(agents), sum(len(e.rewards) for e in episodes)
     advantages = [[[0.0] * len(e.rewards) for e in episodes] for _ in agents]
-    losses = [loss for critic in critics for loss in critic_losses(episodes, critic, args)]
+    losses = [critic_loss(episodes, critic, args) for critic in critics]
     for k, e in enumerate(episodes):
         turns = range(len(e.rewards))
         for critic in critics:
@@ -779,8 +775,7 @@ def test_gradients_equal_a_naive_reference(script, num_agents, norm_adv, monkeyp
     _, episodes = play(script, agents, args)
     assert {len(e.rewards) for e in episodes} >= {1, 3}
     losses = reference_losses(script, episodes, agents, critics, args)
-    stepped = [critic for critic in critics for _ in range(STEPS)]
-    expected = gradients(losses, [*stepped, *agents])
+    expected = gradients(losses, [*critics, *agents])
     seen = record_gradients(script, monkeypatch)
     run_update(script, episodes, agents, critics, args)
     assert len(seen) == len(expected)  # the centralized critic learns once, not for each agent
@@ -893,8 +888,8 @@ def test_q_critic_advantage_is_q_and_its_target_bootstraps_q(monkeypatch):
         for i, agent in enumerate(agents):
             logp = log_probs(agent, [e], i=i)[:, 0]
             losses[i] = losses[i] - sum(logp[t] * q[t].item() for t in range(len(q))) / live
-    losses = critic_losses(episodes, critic, args) + losses
-    expected = gradients(losses, [critic] * STEPS + agents)
+    losses = [critic_loss(episodes, critic, args), *losses]
+    expected = gradients(losses, [critic, *agents])
     seen = record_gradients(collm_cc, monkeypatch)
     run_update(collm_cc, episodes, agents, [critic], args)
     for (name, gradient), reference in zip(seen, expected, strict=True):
