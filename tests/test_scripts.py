@@ -227,7 +227,7 @@ def test_an_agent_with_a_rate_of_0_is_a_fixed_partner(script, elsewhere, monkeyp
 
 def test_a_critic_may_be_another_model(elsewhere, other_model):
     # In the first step its head is 0, so that nothing but the head moves
-    folder = train_short(collm_dc, "other", critic_model=other_model, total_env_steps=1)
+    folder = train_short(collm_dc, "other", critic_model=other_model, total_env_steps=5)
     assert AutoConfig.from_pretrained(folder / "agent_1").model_type == "llama"
     after, start = weights(folder)[0], AutoModelForCausalLM.from_pretrained(other_model)
     for k in range(2, 4):
