@@ -48,18 +48,25 @@ def policy(agent, observation):
     return chances
 
 
-@pytest.mark.parametrize("script", [collm_cc, collm_dc])
-def test_critics_learn_the_value_of_a_fixed_team(script):
-    """The policies stand still, so V(h_0) is what their probabilities say, within the noise of
-    four times 128 episodes."""
-    args = script.Args(task="climbing", actor_lr=[0.0], num_envs=128, device="cpu")
+def trained(script, iterations, **flags):
+    """(agents, critics, the last episodes) after so many iterations."""
+    args = script.Args(task="climbing", device="cpu", **flags)
     task = envs.make("climbing")
     agents, critics = script.build(task, args, torch.device("cpu"))
-    for iteration in range(4):
+    for iteration in range(iterations):
         items = script.draw_items(task.train, args.num_envs, args.seed, iteration)
         episodes = script.start_episodes(items, 2)
         script.rollout(task, episodes, agents, args, "rollout", iteration, critics)
         script.update(episodes, agents, critics, 1, args, iteration)
+    return agents, critics, episodes
+
+
+@pytest.mark.parametrize("script", [collm_cc, collm_dc])
+def test_critics_learn_the_value_of_a_fixed_team(script):
+    """The policies stand still, so V(h_0) is what their probabilities say, within the noise of
+    four times 128 episodes."""
+    agents, critics, episodes = trained(script, 4, num_envs=128, actor_lr=[0.0])
+    task = envs.make("climbing")
     with torch.no_grad():
         texts = task.observe(task.train[0])
         policies = [policy(agent, text) for agent, text in zip(agents, texts, strict=True)]
@@ -68,3 +75,12 @@ def test_critics_learn_the_value_of_a_fixed_team(script):
         for critic in critics:
             tokens, ends = critic.encode(episodes[0], 1)
             assert critic([tokens], [ends], 1).item() == pytest.approx(known, abs=0.08)
+
+
+def test_of_one_state_both_kinds_of_critic_teach_the_same():
+    """All episodes have the same value then, whichever critic gives it; normalisation takes it
+    out. So the game is a control in which CC must not win."""
+    teams = [trained(script, 3, num_envs=32)[0] for script in (collm_cc, collm_dc)]
+    ours, theirs = ([p.detach() for agent in team for p in agent.parameters()] for team in teams)
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-5)
